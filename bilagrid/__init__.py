@@ -1,0 +1,22 @@
+"""Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU."""
+
+from bilagrid.filters import bilateral_filter, joint_bilateral_upsample
+from bilagrid.lattice import Lattice
+from bilagrid.ops.blur import blur
+from bilagrid.ops.slice import slice
+from bilagrid.ops.slice_apply import slice_apply
+from bilagrid.ops.splat import splat
+from bilagrid.ops.total_variation import total_variation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Lattice",
+    "bilateral_filter",
+    "blur",
+    "joint_bilateral_upsample",
+    "slice",
+    "slice_apply",
+    "splat",
+    "total_variation",
+]

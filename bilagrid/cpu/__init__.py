@@ -1,0 +1,1 @@
+"""The operators for CPU tensors: Numba loops, one file an op, under the names that `bilagrid.gpu` uses."""

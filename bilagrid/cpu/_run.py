@@ -1,0 +1,113 @@
+"""How a loop nest becomes machine code and reaches the cores.
+
+A kernel is a plain function ``kernel(start, stop, *arguments)`` that does the work items ``start .. stop``. It is compiled without Python's lock and
+without threads of its own; the items are handed to ordinary Python threads. That keeps one build a kernel, survives a fork, lets several threads call at
+once, and needs no OpenMP or TBB. Which thread does an item never changes what the item computes, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+# Below this many multiply-adds the hand-over to other threads costs more than it saves.
+_SERIAL_WORK = 200_000
+_CHUNKS_PER_THREAD = 4
+
+# Fused multiply-add and the sign of zero only: NaN and infinity keep their meaning, sums keep their order.
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+
+helper = numba.njit(**_OPTIONS)
+
+
+class Kernel:
+    """A loop nest, compiled once a combination of argument types and kept on disk.
+
+    Arrays are typed by element and rank alone, never by layout, so that a permuted or strided input neither compiles again nor is copied.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+        self._builds: dict[tuple[Any, ...], Callable[..., None]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, items: int, work: int, *arguments: Any) -> None:
+        """Does ``items`` work items, on as many threads as torch uses where ``work`` (multiply-adds in all) is worth it."""
+        if items == 0:
+            return
+        build = self._build(arguments)
+        threads = min(torch.get_num_threads(), items)
+        if threads == 1 or work < _SERIAL_WORK:
+            build(0, items, *arguments)
+            return
+        step = -(-items // (threads * _CHUNKS_PER_THREAD))
+        chunks = deque((start, min(start + step, items)) for start in range(0, items, step))
+
+        def drain() -> None:
+            while True:
+                try:
+                    start, stop = chunks.popleft()
+                except IndexError:
+                    return
+                build(start, stop, *arguments)
+
+        helpers = [_pool(threads - 1).submit(drain) for _ in range(threads - 1)]
+        drain()
+        for future in helpers:
+            future.result()
+
+    def _build(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
+        kinds = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else type(a) for a in arguments)
+        build = self._builds.get(kinds)
+        if build is None:
+            with self._lock:
+                build = self._builds.get(kinds) or self._compile(arguments)
+                self._builds[kinds] = build
+        return build
+
+    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
+        signature = numba.void(numba.intp, numba.intp, *map(_type, arguments))
+        try:
+            return numba.njit(signature, cache=True, **_OPTIONS)(self._function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return numba.njit(signature, **_OPTIONS)(self._function)
+
+
+def _type(argument: Any) -> Any:
+    if isinstance(argument, np.ndarray):
+        return numba.types.Array(numba.from_dtype(argument.dtype), argument.ndim, "A")
+    return numba.typeof(argument)
+
+
+_executor: ThreadPoolExecutor | None = None
+_workers = 0
+_executor_lock = threading.Lock()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The shared threads, at least ``workers`` of them."""
+    global _executor, _workers
+    with _executor_lock:
+        if _executor is None or _workers < workers:
+            _executor, _workers = ThreadPoolExecutor(workers, thread_name_prefix="bilagrid"), workers
+        return _executor
+
+
+def _forget_pool() -> None:
+    """A forked child inherits the pool's bookkeeping but none of its threads."""
+    global _executor, _workers, _executor_lock
+    _executor, _workers, _executor_lock = None, 0, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

@@ -1,0 +1,164 @@
+"""Slice on the CPU: each row of pixels reads the grid interpolated in y, so a pixel gathers four corners."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, locate_row
+from bilagrid.cpu._lanes import gather_pair
+from bilagrid.cpu._run import Kernel
+from bilagrid.lattice import Lattice
+
+
+def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
+    """``out[n, c, i, j] = sum_k w_k grid[n, c, k]``, a row ``(n, i)`` an item; w differentiated by z where ``dz``."""
+    channels, depth, _, width = grid.shape[1:]
+    height = guide.shape[1]
+    real = out.dtype.type
+    stride = depth + 1
+    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
+    below, step = np.zeros_like(table), np.zeros_like(table)
+    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    base = np.empty(guide.shape[2], np.int64)
+    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    batch, loaded = -1, -1
+    for item in range(start, stop):
+        n, i = item // height, item % height
+        if n != batch:
+            batch, loaded = n, -1
+        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        locate_row(guide[n, i], guide_map, depth, dz, columns, base, lower, upper)
+        for j in range(guide.shape[2]):
+            right = column_weights[j]
+            left = real(1) - right
+            near, far = 2 * base[j], 2 * (base[j] + stride)
+            for c in range(0, channels, 2):
+                block = c // 2 * plane
+                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
+                out[n, c, i, j] = a
+                if c + 1 < channels:
+                    out[n, c + 1, i, j] = b
+
+
+def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weights, columns, column_weights, out):
+    """``out[n, c, i, j]``: the sliced channel c over the sliced last channel; a row ``(n, i)`` an item."""
+    channels, depth, _, width = grid.shape[1:]
+    last = channels - 1
+    height = guide.shape[1]
+    real = out.dtype.type
+    stride = depth + 1
+    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
+    below, step = np.zeros_like(table), np.zeros_like(table)
+    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    base = np.empty(guide.shape[2], np.int64)
+    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    batch, loaded = -1, -1
+    for item in range(start, stop):
+        n, i = item // height, item % height
+        if n != batch:
+            batch, loaded = n, -1
+        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        locate_row(guide[n, i], guide_map, depth, False, columns, base, lower, upper)
+        for j in range(guide.shape[2]):
+            right = column_weights[j]
+            left = real(1) - right
+            near, far = 2 * base[j], 2 * (base[j] + stride)
+            block = last // 2 * plane
+            a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
+            scale = real(1) / (b if last % 2 else a)
+            if last % 2:
+                out[n, last - 1, i, j] = scale * a
+            for c in range(0, last - 1, 2):
+                block = c // 2 * plane
+                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
+                out[n, c, i, j], out[n, c + 1, i, j] = scale * a, scale * b
+
+
+def _slice_bwd_guide_kernel(
+    start, stop, grid, guide, values, homogeneous, guide_map, rows, row_weights, columns, column_weights, out
+):
+    """``out[n, i, j] = scale_z sum_c values_c sum_k dw_k/dz grid[n, c, k]``, a row ``(n, i)`` an item."""
+    depth, width = grid.shape[2], grid.shape[4]
+    channels = values.shape[1]
+    height = guide.shape[1]
+    real = out.dtype.type
+    stride = depth + 1
+    table = np.zeros(((grid.shape[1] + 1) // 2, (width + 1) * stride, 2), out.dtype)
+    below, step = np.zeros_like(table), np.zeros_like(table)
+    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    base = np.empty(guide.shape[2], np.int64)
+    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    batch, loaded = -1, -1
+    for item in range(start, stop):
+        n, i = item // height, item % height
+        if n != batch:
+            batch, loaded = n, -1
+        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        locate_row(guide[n, i], guide_map, depth, True, columns, base, lower, upper)
+        for j in range(guide.shape[2]):
+            right = column_weights[j]
+            left = real(1) - right
+            near, far = 2 * base[j], 2 * (base[j] + stride)
+            total = real(0)
+            for c in range(0, channels, 2):
+                block = c // 2 * plane
+                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
+                total += values[n, c, i, j] * a
+                if c + 1 < channels:
+                    total += values[n, c + 1, i, j] * b
+                elif homogeneous:
+                    total += b
+            if homogeneous and channels % 2 == 0:
+                block = channels // 2 * plane
+                total += gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])[0]
+            out[n, i, j] = guide_map[0] * total
+
+
+_slice = Kernel(_slice_kernel)
+_slice_normalized = Kernel(_slice_normalized_kernel)
+_slice_bwd_guide = Kernel(_slice_bwd_guide_kernel)
+
+
+def _prepare(
+    grid: Tensor, guide: Tensor, lattice: Lattice, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray, Geometry]:
+    return array(grid, dtype), array(guide, dtype), Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
+
+
+def slice(grid: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False) -> Tensor:
+    dtype = compute_type(grid, guide)
+    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    batch, height, width = guide.shape
+    out = torch.empty((batch, grid.shape[1], height, width), dtype=dtype)
+    _slice(
+        batch * height, 8 * out.numel(), grid_, guide_, at.guide_map, dz,
+        at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
+    )  # fmt: skip
+    return out.to(grid.dtype)
+
+
+def slice_normalized(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:
+    dtype = compute_type(grid, guide)
+    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    batch, height, width = guide.shape
+    out = torch.empty((batch, grid.shape[1] - 1, height, width), dtype=dtype)
+    _slice_normalized(
+        batch * height, 16 * guide.numel(), grid_, guide_, at.guide_map,
+        at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
+    )  # fmt: skip
+    return out.to(grid.dtype)
+
+
+def slice_bwd_guide(
+    grid: Tensor, guide: Tensor, values: Tensor, lattice: Lattice, *, homogeneous: bool = False
+) -> Tensor:
+    dtype = compute_type(grid, guide, values)
+    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    out = torch.empty(guide.shape, dtype=dtype)
+    _slice_bwd_guide(
+        guide.shape[0] * guide.shape[1], 8 * values.numel(), grid_, guide_, array(values, dtype), homogeneous,
+        at.guide_map, at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
+    )  # fmt: skip
+    return out.to(guide.dtype)

@@ -1,0 +1,258 @@
+"""Slice-and-apply on the CPU: coefficients are interpolated and used a pixel at a time, never stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, locate_row
+from bilagrid.cpu._lanes import LANES, apply_four, scatter_pair
+from bilagrid.cpu._run import Kernel, helper
+from bilagrid.cpu.splat import StripSums, close_strip, fold_row, load_row
+from bilagrid.lattice import Lattice
+from bilagrid.ops._luma import LUMA
+from bilagrid.ops._memory import empty_as
+
+
+@helper
+def load_guide(guide, has_guide, image, i, line):
+    """Row i of the guide, or of the image's BT.601 luma in its place."""
+    if has_guide:
+        line[:] = guide[i]
+    else:
+        real = line.dtype.type
+        red, green, blue = image[0, i], image[1, i], image[2, i]
+        for j in range(line.size):
+            line[j] = red[j] * real(LUMA[0]) + green[j] * real(LUMA[1]) + blue[j] * real(LUMA[2])
+
+
+def _slice_apply_kernel(
+    start, stop, grid, guide, has_guide, image, guide_map, terms, rows, row_weights, columns, column_weights, out
+):
+    """``out[n, o, p] = sum_i A_oi(p) image[n, i, p] + A_o,offset(p)``, A the sliced grid; a row ``(n, i)`` an item.
+
+    Channels of ``grid`` are ordered (group of four outputs, term, output in the group), see `_by_lanes`.
+    """
+    depth, width = grid.shape[2], grid.shape[4]
+    outputs, height, length = out.shape[1:]
+    real = out.dtype.type
+    one = real(1)
+    stride = depth + 1
+    table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
+    below, step = np.zeros_like(table), np.zeros_like(table)
+    flat, channels = table.reshape(-1), grid.shape[1]
+    base = np.empty(length, np.int64)
+    lower, upper = np.empty(length, real), np.empty(length, real)
+    line = np.empty(length, real)
+    pixels = np.ones((length, terms), real)
+    batch, loaded = -1, -1
+    for item in range(start, stop):
+        n, i = item // height, item % height
+        if n != batch:
+            batch, loaded = n, -1
+        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        load_row(image[n], i, pixels)
+        load_guide(guide[n], has_guide, image[n], i, line)
+        locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+        for j in range(length):
+            right = column_weights[j]
+            left = one - right
+            w00, w01, w10, w11 = left * lower[j], left * upper[j], right * lower[j], right * upper[j]
+            k = base[j]
+            near, far = k * channels, (k + stride) * channels
+            for first in range(0, outputs, LANES):
+                corners = near, near + channels, far, far + channels
+                a, b, c, d = apply_four(flat, corners, (w00, w01, w10, w11), pixels[j], terms)
+                out[n, first, i, j] = a
+                if first + 1 < outputs:
+                    out[n, first + 1, i, j] = b
+                if first + 2 < outputs:
+                    out[n, first + 2, i, j] = c
+                if first + 3 < outputs:
+                    out[n, first + 3, i, j] = d
+                near += LANES * terms
+                far += LANES * terms
+
+
+def _slice_apply_bwd_pixels_kernel(
+    start, stop, grid, guide, has_guide, image, grad_output, guide_map, terms, rows, row_weights, columns,
+    column_weights, grad_image, grad_guide,
+):  # fmt: skip
+    """The image's gradient ``sum_o A_oi grad_o`` and the guide's ``scale_z sum_o grad_o (sum_i dA_oi/dz image_i + dA_o,offset/dz)``; a row an item.
+
+    Without a guide the guide's gradient goes on into the image by the luma weights.
+    """
+    depth, width = grid.shape[2], grid.shape[4]
+    outputs, height, length = grad_output.shape[1:]
+    inputs = image.shape[1]
+    real = grad_image.dtype.type
+    zero = real(0)
+    stride = depth + 1
+    table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
+    below, step = np.zeros_like(table), np.zeros_like(table)
+    corners = table.reshape(((width + 1) * stride, grid.shape[1] // LANES, LANES))
+    base = np.empty(length, np.int64)
+    lower, upper = np.empty(length, real), np.empty(length, real)
+    slope_lower, slope = np.empty(length, real), np.empty(length, real)
+    line = np.empty(length, real)
+    pixels = np.ones((length, terms), real)
+    grads = np.zeros((length, (outputs + LANES - 1) // LANES * LANES), real)
+    batch, loaded = -1, -1
+    for item in range(start, stop):
+        n, i = item // height, item % height
+        if n != batch:
+            batch, loaded = n, -1
+        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        load_row(image[n], i, pixels)
+        load_row(grad_output[n], i, grads)
+        load_guide(guide[n], has_guide, image[n], i, line)
+        locate_row(line, guide_map, depth, True, columns, base, slope_lower, slope)
+        locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+        for j in range(length):
+            right = column_weights[j]
+            left = real(1) - right
+            k = base[j]
+            near, near_up, far, far_up = corners[k], corners[k + 1], corners[k + stride], corners[k + stride + 1]
+            pixel, grad = pixels[j], grads[j]
+            by_guide = zero
+            for t in range(terms):
+                value, change = zero, zero
+                for first in range(0, outputs, LANES):
+                    q = (first // LANES) * terms + t
+                    low = (left * near[q, 0] + right * far[q, 0]) * grad[first]
+                    low += (left * near[q, 1] + right * far[q, 1]) * grad[first + 1]
+                    low += (left * near[q, 2] + right * far[q, 2]) * grad[first + 2]
+                    low += (left * near[q, 3] + right * far[q, 3]) * grad[first + 3]
+                    high = (left * near_up[q, 0] + right * far_up[q, 0]) * grad[first]
+                    high += (left * near_up[q, 1] + right * far_up[q, 1]) * grad[first + 1]
+                    high += (left * near_up[q, 2] + right * far_up[q, 2]) * grad[first + 2]
+                    high += (left * near_up[q, 3] + right * far_up[q, 3]) * grad[first + 3]
+                    value += lower[j] * low + upper[j] * high
+                    change += high - low
+                if t < inputs:
+                    grad_image[n, t, i, j] = value
+                by_guide += change * pixel[t]
+            by_guide *= guide_map[0] * slope[j]
+            if has_guide:
+                grad_guide[n, i, j] = by_guide
+            else:
+                for t in range(3):
+                    grad_image[n, t, i, j] += real(LUMA[t]) * by_guide
+
+
+def _slice_apply_bwd_grid_kernel(
+    start, stop, guide, has_guide, image, grad_output, guide_map, depth, terms, strips, row_weights, columns,
+    column_weights, partials,
+):  # fmt: skip
+    """``partials[n, s, y, c // 2, k, c % 2], c = o * terms + t: sum_p w_k(p) grad_output[n, o, p] image[n, t, p]`` over strip s; a strip ``(n, s)`` an item."""
+    outputs, _, length = grad_output.shape[1:]
+    real = partials.dtype.type
+    stride = depth + 1
+    pairs, nodes = partials.shape[3:5]
+    strip = np.empty((2, pairs, nodes, 4), real)
+    row = np.zeros((pairs, nodes, 4), real)
+    flat, plane = row.reshape(-1), 4 * nodes
+    product = np.zeros(2 * pairs, real)
+    base = np.empty(length, np.int64)
+    lower, upper = np.empty(length, real), np.empty(length, real)
+    line = np.empty(length, real)
+    pixels = np.ones((length, terms), real)
+    grads = np.empty((length, outputs), real)
+    count = partials.shape[1]
+    for item in range(start, stop):
+        n, s = item // count, item % count
+        strip[:] = 0
+        for i in range(strips[s], strips[s + 1]):
+            load_row(image[n], i, pixels)
+            load_row(grad_output[n], i, grads)
+            load_guide(guide[n], has_guide, image[n], i, line)
+            locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+            for j in range(length):
+                if lower[j] != lower[j]:
+                    continue
+                right = column_weights[j]
+                left = real(1) - right
+                near, far = 4 * base[j], 4 * (base[j] + stride)
+                for o in range(outputs):
+                    for t in range(terms):
+                        product[o * terms + t] = grads[j, o] * pixels[j, t]
+                for pair in range(pairs):
+                    scatter_pair(
+                        flat, pair * plane + near, pair * plane + far,
+                        left, right, lower[j], upper[j], product[2 * pair], product[2 * pair + 1],
+                    )  # fmt: skip
+            fold_row(row, row_weights[i], strip)
+        close_strip(strip, partials[n, s])
+
+
+_slice_apply = Kernel(_slice_apply_kernel)
+_slice_apply_bwd_pixels = Kernel(_slice_apply_bwd_pixels_kernel)
+_slice_apply_bwd_grid = Kernel(_slice_apply_bwd_grid_kernel)
+
+
+def _by_lanes(grid: Tensor, terms: int) -> Tensor:
+    """The grid's channels ``o * terms + t`` reordered to ``(o // 4, t, o % 4)``, the last group filled with zeros. A copy of a grid, not of an image."""
+    batch, channels, *nodes = grid.shape
+    outputs = channels // terms
+    groups = -(-outputs // LANES)
+    lanes = grid.new_zeros((batch, groups * LANES, terms, *nodes))
+    lanes[:, :outputs] = grid.reshape(batch, outputs, terms, *nodes)
+    return lanes.unflatten(1, (groups, LANES)).transpose(2, 3).flatten(1, 3)
+
+
+def _guide_array(guide: Tensor | None, image: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """The guide, or where luma takes its place an array of the same rank that no loop reads."""
+    return array(image[:, 0] if guide is None else guide, dtype)
+
+
+def slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
+    dtype = compute_type(grid, guide, image)
+    terms = image.shape[1] + offset
+    batch, _, height, width = image.shape
+    at = Geometry(lattice, height, width, dtype)
+    out = empty_as(image, grid.shape[1] // terms)
+    result = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+    _slice_apply(
+        batch * height, 5 * grid.shape[1] * batch * height * width,
+        array(_by_lanes(grid, terms), dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
+        at.guide_map, terms, at.rows, at.row_weights, at.columns, at.column_weights, result.numpy(),
+    )  # fmt: skip
+    return out if result is out else out.copy_(result)
+
+
+def slice_apply_bwd_pixels(
+    grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
+) -> list[Tensor]:
+    dtype = compute_type(grid, guide, image, grad_output)
+    terms = image.shape[1] + offset
+    batch, _, height, width = image.shape
+    at = Geometry(lattice, height, width, dtype)
+    grad_image = torch.empty_like(image)
+    by_image = grad_image if image.dtype == dtype else torch.empty_like(image, dtype=dtype)
+    by_guide = torch.empty((batch, height, width) if guide is not None else (0, 0, 0), dtype=dtype)
+    _slice_apply_bwd_pixels(
+        batch * height, 8 * grid.shape[1] * batch * height * width,
+        array(_by_lanes(grid, terms), dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
+        array(grad_output, dtype), at.guide_map, terms, at.rows, at.row_weights, at.columns, at.column_weights,
+        by_image.numpy(), by_guide.numpy(),
+    )  # fmt: skip
+    grad_image = by_image if by_image is grad_image else grad_image.copy_(by_image)
+    return [grad_image] if guide is None else [grad_image, by_guide.to(guide.dtype)]
+
+
+def slice_apply_bwd_grid(
+    guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
+) -> Tensor:
+    dtype = compute_type(guide, image, grad_output)
+    terms = image.shape[1] + offset
+    batch, _, height, width = image.shape
+    at = Geometry(lattice, height, width, dtype)
+    channels = grad_output.shape[1] * terms
+    sums = StripSums(batch, channels, at, lattice, dtype)
+    _slice_apply_bwd_grid(
+        sums.items, 8 * channels * batch * height * width,
+        _guide_array(guide, image, dtype), guide is not None, array(image, dtype), array(grad_output, dtype),
+        at.guide_map, lattice.size[0], terms, sums.strips, at.row_weights, at.columns, at.column_weights, sums.partials,
+    )  # fmt: skip
+    return sums.total()

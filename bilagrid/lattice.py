@@ -1,0 +1,165 @@
+"""Where a pixel lands in the grid: the one statement of the geometry that every operator and backend shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+__all__ = ["Lattice"]
+
+# Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
+_SIGMA_PADDING = 1
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """An affine map from pixels and guide values to grid coordinates.
+
+    Row ``i``, column ``j`` and guide value ``g`` land at::
+
+        z = g * scale_z + offset_z,   y = i * scale_y + offset_y,   x = j * scale_x + offset_x
+
+    Node ``k`` of an axis has the tent weight ``max(0, 1 - |z - k|)``; coordinates outside the grid saturate at its border. Build one with
+    `cell_centered` (the default of every operator), `half_pixel`, `corner_aligned` or `from_sigma`.
+
+    Attributes:
+        kind: the mapping: ``"cell_centered"``, ``"half_pixel"``, ``"corner_aligned"`` or ``"sigma"``.
+        size: nodes ``(D, Gh, Gw)``.
+        image_size: pixels ``(H, W)`` of the whole image.
+        origin: ``(top, left)`` of the tile in the whole image, in pixels.
+        steps: for ``"sigma"`` alone, the six numbers scale and offset, each ``(z, y, x)``.
+
+    Example:
+        >>> Lattice.cell_centered((8, 16, 16), (1080, 1920)).scale[0]
+        8.0
+        >>> Lattice.cell_centered((8, 16, 16), (1080, 1920)).crop(540, 960).offset[1:]
+        (7.507407407407407, 7.504166666666666)
+    """
+
+    kind: str
+    size: tuple[int, int, int]
+    image_size: tuple[int, int]
+    origin: tuple[int, int] = (0, 0)
+    steps: tuple[float, ...] = ()
+
+    @classmethod
+    def cell_centered(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
+        """HDRNet's lattice, and that of ``grid_sample(align_corners=False)``: scale ``(D, Gh/H, Gw/W)``, offset ``(-1/2, Gh/2H - 1/2, Gw/2W - 1/2)``."""
+        return cls("cell_centered", *_sizes(size, image_size))
+
+    @classmethod
+    def half_pixel(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
+        """The lattice of gsplat, bilarf and BGU: scale ``(D-1, (Gh-1)/H, (Gw-1)/W)``, offset ``(0, (Gh-1)/2H, (Gw-1)/2W)``."""
+        return cls("half_pixel", *_sizes(size, image_size))
+
+    @classmethod
+    def corner_aligned(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
+        """The lattice of nerfstudio and ``align_corners=True``: scale ``(D-1, (Gh-1)/(H-1), (Gw-1)/(W-1))``, 0 where H or W is 1, and no offset."""
+        return cls("corner_aligned", *_sizes(size, image_size))
+
+    @classmethod
+    def from_sigma(
+        cls,
+        sigma_space: float,
+        sigma_color: float,
+        image_size: tuple[int, int],
+        *,
+        guide_range: tuple[float, float] = (0.0, 1.0),
+        nodes_per_sigma: tuple[float, float, float] = (1.25, 1.0, 1.0),
+    ) -> tuple[Lattice, tuple[int, int, int]]:
+        """The lattice for filtering with Gaussians of ``sigma_space`` pixels and ``sigma_color`` guide units.
+
+        Args:
+            sigma_space: standard deviation in pixels, above 0.
+            sigma_color: standard deviation in units of the guide, above 0.
+            image_size: ``(H, W)``.
+            guide_range: least and greatest guide value; the grid covers it with a node to spare on either side, and values beyond saturate.
+            nodes_per_sigma: nodes a sigma along ``(z, y, x)``.
+
+        Returns:
+            The lattice and its ``size`` ``(D, Gh, Gw)``.
+
+        Raises:
+            ValueError: a sigma, a range or a density that is not finite and positive.
+
+        Example:
+            >>> lattice, size = Lattice.from_sigma(16, 0.1, (512, 512))
+            >>> size
+            (16, 33, 33)
+        """
+        for name, value in (("sigma_space", sigma_space), ("sigma_color", sigma_color)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+        if len(nodes_per_sigma) != 3 or not all(0 < n < math.inf for n in nodes_per_sigma):
+            raise ValueError(f"nodes_per_sigma must be three finite numbers above 0, (z, y, x), got {nodes_per_sigma}")
+        low, high = guide_range
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"guide_range must be finite, (least, greatest), got {guide_range}")
+        _, (height, width) = _sizes((1, 1, 1), image_size)
+        scale_z = nodes_per_sigma[0] / sigma_color
+        scale_y, scale_x = nodes_per_sigma[1] / sigma_space, nodes_per_sigma[2] / sigma_space
+        try:
+            size = (
+                math.ceil((high - low) * scale_z) + 1 + 2 * _SIGMA_PADDING,
+                math.ceil((height - 1) * scale_y) + 1,
+                math.ceil((width - 1) * scale_x) + 1,
+            )
+        except (OverflowError, ValueError) as error:
+            raise ValueError(
+                f"sigma_space {sigma_space} and sigma_color {sigma_color} need a grid without bound; raise them"
+            ) from error
+        steps = (scale_z, scale_y, scale_x, _SIGMA_PADDING - low * scale_z, 0.0, 0.0)
+        return cls("sigma", size, (height, width), (0, 0), steps), size
+
+    def crop(self, top: int, left: int) -> Lattice:
+        """The same lattice seen from a tile whose first pixel is ``(top, left)`` of this one: slicing the tile equals slicing the whole and cropping.
+
+        Raises:
+            ValueError: a negative ``top`` or ``left``, or one beyond the image.
+        """
+        row, column = self.origin[0] + top, self.origin[1] + left
+        if top < 0 or left < 0 or row >= self.image_size[0] or column >= self.image_size[1]:
+            raise ValueError(
+                f"crop must start within the image of (H, W) = {tuple(self.image_size)}, got (top, left) = {(row, column)}"
+            )
+        return replace(self, origin=(row, column))
+
+    @property
+    def scale(self) -> tuple[float, float, float]:
+        """Nodes a unit of guide, a row and a column: ``(z, y, x)``."""
+        (depth, rows, columns), (height, width) = self.size, self.image_size
+        if self.kind == "cell_centered":
+            return float(depth), rows / height, columns / width
+        if self.kind == "half_pixel":
+            return float(depth - 1), (rows - 1) / height, (columns - 1) / width
+        if self.kind == "corner_aligned":
+            return float(depth - 1), (rows - 1) / max(height - 1, 1), (columns - 1) / max(width - 1, 1)
+        return self.steps[0], self.steps[1], self.steps[2]
+
+    @property
+    def anchor(self) -> tuple[float, float, float]:
+        """The offset of the whole image, before any crop: ``(z, y, x)``."""
+        (_, rows, columns), (height, width) = self.size, self.image_size
+        if self.kind == "cell_centered":
+            return -0.5, rows / (2 * height) - 0.5, columns / (2 * width) - 0.5
+        if self.kind == "half_pixel":
+            return 0.0, (rows - 1) / (2 * height), (columns - 1) / (2 * width)
+        if self.kind == "corner_aligned":
+            return 0.0, 0.0, 0.0
+        return self.steps[3], self.steps[4], self.steps[5]
+
+    @property
+    def offset(self) -> tuple[float, float, float]:
+        """Grid coordinates of the tile's first pixel at guide 0: ``(z, y, x)``."""
+        (_, scale_y, scale_x), (z, y, x) = self.scale, self.anchor
+        return z, y + self.origin[0] * scale_y, x + self.origin[1] * scale_x
+
+
+def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Both sizes as tuples, refused where they are not (D, Gh, Gw) and (H, W) of at least 1."""
+    for name, symbols, value in (("size", "(D, Gh, Gw)", size), ("image_size", "(H, W)", image_size)):
+        if len(value) != symbols.count(",") + 1 or not all(extent >= 1 for extent in value):
+            raise ValueError(f"{name} must be {symbols}, each at least 1, got {tuple(value)}")
+    depth, rows, columns = size
+    height, width = image_size
+    return (depth, rows, columns), (height, width)

@@ -1,0 +1,1 @@
+"""The operators, one file each: documentation, checks, schema, fake and autograd. `bilagrid` itself lists what is public."""

@@ -1,0 +1,41 @@
+"""Which backend a tensor's device means, and how its launchers are found."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NEEDS = {
+    "cpu": ("numba", "CPU tensors need Numba: pip install numba"),
+    "gpu": ("triton", "CUDA and ROCm tensors need Triton: pip install triton"),
+}
+
+# Triton reads the flag when a kernel is decorated, so a process sees one meaning of it.
+_cpu_backend = "gpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cpu"
+
+
+@contextmanager
+def override(backend: str) -> Iterator[None]:
+    """Sends CPU tensors to ``"cpu"`` (Numba) or ``"gpu"`` (Triton's interpreter, where ``TRITON_INTERPRET=1`` was set first)."""
+    global _cpu_backend
+    before, _cpu_backend = _cpu_backend, backend
+    try:
+        yield
+    finally:
+        _cpu_backend = before
+
+
+def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
+    """``function`` of ``bilagrid.cpu.<module>`` or ``bilagrid.gpu.<module>``, imported at the first call."""
+    backend = _cpu_backend if device == "cpu" else "gpu"
+    package, remedy = _NEEDS[backend]
+    try:
+        found = importlib.import_module(f"bilagrid.{backend}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != package:
+            raise
+        raise ImportError(f"{remedy} ({error})") from error
+    return getattr(found, function)

@@ -1,0 +1,84 @@
+"""What every operator asks of its arguments, said before any kernel starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bilagrid.lattice import Lattice
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensors(**named: Tensor | None) -> None:
+    """All given are floating-point tensors on one CPU or GPU, and none carries a forward-mode tangent."""
+    first: tuple[str, torch.device] | None = None
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}; call .to_dense()")
+        if tensor.device.type not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"{name} must be on a CPU or a CUDA or ROCm GPU, got {tensor.device}")
+        if first is None:
+            first = name, tensor.device
+        elif tensor.device != first[1]:
+            raise ValueError(f"{name} must be on {first[1]} as {first[0]} is, got {tensor.device}")
+        if not torch.compiler.is_compiling() and _has_tangent(tensor):
+            raise NotImplementedError(
+                "bilagrid's operators have no forward-mode derivative (jvp, jacfwd, hessian): use reverse mode, for second derivatives "
+                "torch.func.jacrev(torch.func.jacrev(f))"
+            )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether forward mode reaches the tensor; one wrapped by an inner transform, as in ``torch.func.hessian``, hides its tangent and counts as reached."""
+    if forward_ad._current_level < 0:
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack):
+            return True
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def rank(name: str, tensor: Tensor, symbols: str) -> None:
+    """``tensor`` has as many dimensions as ``symbols`` names, and only the first, the batch, may be empty."""
+    if tensor.ndim != symbols.count(",") + 1:
+        raise ValueError(f"{name} must have shape {symbols}, got {tuple(tensor.shape)}")
+    for extent in tensor.shape[1:]:
+        if extent < 1:
+            raise ValueError(f"{name} must have shape {symbols} with all but N at least 1, got {tuple(tensor.shape)}")
+
+
+def same(name: str, tensor: Tensor, symbols: str, expected: tuple[Any, ...], other: str) -> None:
+    """``tensor`` has the shape that ``other`` asks of it."""
+    rank(name, tensor, symbols)
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {symbols} = {expected} to match {other}, got {tuple(tensor.shape)}")
+
+
+def lattice_for(lattice: Lattice | None, size: Any, image: Tensor, *, what: str) -> Lattice:
+    """The lattice to use: the given one where it fits grid and image (``(..., H, W)``), else the cell-centred one."""
+    height, width = image.shape[-2:]
+    size = tuple(size)
+    if lattice is None:
+        return Lattice.cell_centered(size, (height, width))
+    if not isinstance(lattice, Lattice):
+        raise TypeError(f"lattice must be a bilagrid.Lattice, got {type(lattice).__name__}")
+    if tuple(lattice.size) != size:
+        raise ValueError(f"lattice is for a grid of (D, Gh, Gw) = {tuple(lattice.size)}, but {what} is {size}")
+    (rows, columns), (top, left) = lattice.image_size, lattice.origin
+    if top + height > rows or left + width > columns:
+        raise ValueError(
+            f"lattice is for an image of (H, W) = {(rows, columns)} seen from (top, left) = {(top, left)}, but the guide's (H, W) = {(height, width)} "
+            "reaches beyond it; for a tile pass lattice.crop(top, left)"
+        )
+    return lattice
