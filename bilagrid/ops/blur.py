@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -44,7 +43,7 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
     sigmas = (sigma, sigma, sigma) if isinstance(sigma, (int, float)) else tuple(sigma)
     if len(sigmas) != 3 or not all(isinstance(s, (int, float)) for s in sigmas):
         raise TypeError(f"sigma must be a number or three, (z, y, x), got {sigma!r}")
-    if not all(math.isfinite(s) and 0 <= s <= _LARGEST_SIGMA for s in sigmas):
+    if not all(0 <= s <= _LARGEST_SIGMA for s in sigmas):
         raise ValueError(f"sigma must be between 0 and {_LARGEST_SIGMA:.0f} nodes, got {sigma!r}")
     return _Blur.apply(grid, tuple(float(s) for s in sigmas))
 
