@@ -133,7 +133,9 @@ class Lattice:
         if self.kind == "half_pixel":
             return float(depth - 1), (rows - 1) / height, (columns - 1) / width
         if self.kind == "corner_aligned":
-            return float(depth - 1), (rows - 1) / max(height - 1, 1), (columns - 1) / max(width - 1, 1)
+            per_row = (rows - 1) / (height - 1) if height > 1 else 0.0
+            per_column = (columns - 1) / (width - 1) if width > 1 else 0.0
+            return float(depth - 1), per_row, per_column
         return self.steps[0], self.steps[1], self.steps[2]
 
     @property

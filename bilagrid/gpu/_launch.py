@@ -1,0 +1,143 @@
+"""How every kernel is launched: device, one flat grid, configuration, and the arguments kernels have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from bilagrid.lattice import Lattice
+
+# Arguments whose value must not make another variant of a kernel: a compiled kernel serves every image size, batch and origin.
+RUNTIME = [
+    *("H", "W", "Gh", "Gw", "N", "top", "left", "strips", "strip_rows", "radius"),
+    *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
+    *("per_y", "per_x", "slack_y", "slack_x", "taps_scale", "taps_exponent"),
+    *(
+        f"stride_{name}_{axis}"
+        for name in ("grid", "guide", "image", "grad", "out", "values", "grad_image")
+        for axis in "ncdy"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded instead of made."""
+
+    kernel: Any
+    configs: Sequence[triton.Config]
+    programs: int
+    arguments: dict[str, Any] = field(repr=False)
+
+
+_recorded: list[Launch] | None = None
+_tuned: dict[int, Any] = {}
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Within it, launchers launch nothing and list what they would have; meta tensors will do. For compiling without a GPU."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def launch(
+    kernel: Any, programs: Any, configs: Sequence[triton.Config], tensor: torch.Tensor, **arguments: Any
+) -> None:
+    """Launch ``kernel`` on ``tensor``'s device with the first of ``configs``, or the fastest where ``BILAGRID_AUTOTUNE=1``.
+
+    Args:
+        kernel: a function decorated with `triton.jit`.
+        programs: their number, or a function of the configuration's constants that returns it. Programs lie along one axis:
+            the others of a CUDA grid end at 65535.
+        configs: the safe one first. They may differ in nothing that changes the order of a sum.
+        tensor: whose device the kernel runs on.
+        arguments: the kernel's, by name.
+    """
+    count = programs if callable(programs) else lambda meta: programs
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, configs, count(configs[0].kwargs), arguments))
+        return
+    if count(configs[0].kwargs) == 0:
+        return
+    # The interpreter computes in NumPy, which would warn of what a GPU takes for granted, such as 0 times infinity.
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else np.errstate(all="ignore"):
+        if tensor.is_cuda and len(configs) > 1 and os.environ.get("BILAGRID_AUTOTUNE") == "1":
+            constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+            key = [name for name in constants if name not in configs[0].kwargs]
+            if id(kernel) not in _tuned:
+                _tuned[id(kernel)] = triton.autotune(list(configs), key=key, cache_results=True)(kernel)
+            _tuned[id(kernel)][lambda meta: (count(meta),)](**arguments, enable_fp_fusion=FP_FUSION)
+        else:
+            config = configs[0]
+            kernel[(count(config.kwargs),)](
+                **arguments,
+                **config.kwargs,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                enable_fp_fusion=FP_FUSION,
+            )
+
+
+# Kernels write `tl.fma` where they mean it, so no compiler decides how a coordinate is rounded.
+FP_FUSION = False
+
+# No block of a kernel is longer than this.
+LARGEST_BLOCK = 1024
+
+
+def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 if any tensor is float64, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The compute type's name in Triton."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def constant(value: float, dtype: torch.dtype) -> float | int:
+    """A number for a kernel that computes in ``dtype``: float64 goes as its bits, because Triton types Python floats float32."""
+    return struct.unpack("<q", struct.pack("<d", value))[0] if dtype == torch.float64 else value
+
+
+def lattice_arguments(lattice: Lattice, dtype: torch.dtype, axes: str = "zyx") -> dict[str, Any]:
+    """``scale_*``, ``anchor_*`` of ``axes``, and the origin: ``top`` with y, ``left`` with x."""
+    arguments: dict[str, Any] = {}
+    for axis, scale, anchor in zip("zyx", lattice.scale, lattice.anchor, strict=True):
+        if axis in axes:
+            arguments[f"scale_{axis}"] = constant(scale, dtype)
+            arguments[f"anchor_{axis}"] = constant(anchor, dtype)
+    for axis, name, origin in zip("yx", ("top", "left"), lattice.origin, strict=True):
+        if axis in axes:
+            arguments[name] = int(origin)
+    return arguments
+
+
+def strides(name: str, tensor: torch.Tensor | None, axes: str) -> dict[str, int]:
+    """``stride_<name>_<axis>`` of every axis; zeros for a tensor that is not there."""
+    steps = tensor.stride() if tensor is not None else (0,) * len(axes)
+    return {f"stride_{name}_{axis}": step for axis, step in zip(axes, steps, strict=True)}
+
+
+def needs_int64(*tensors: torch.Tensor | None) -> bool:
+    """Whether the offset of some tensor's last element, counted in elements, passes 32 bits, or might in a block that reaches beyond it."""
+    return any(
+        t is not None
+        and t.numel() > 0
+        and sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) >= 2**31 - LARGEST_BLOCK
+        for t in tensors
+    )

@@ -1,0 +1,74 @@
+"""Which kernels serve a call: coarse or fine, and how exact a float32 matrix product has to be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+Regime = Literal["coarse", "fine"]
+
+_regime: Regime | None = None
+_architecture: str | None = None
+
+
+@contextlib.contextmanager
+def override(*, regime: Regime | None = None, architecture: str | None = None) -> Iterator[None]:
+    """Within it, every call takes ``regime``, and is made as if for ``architecture`` (such as ``"sm_90"`` or ``"gfx942"``). For tests."""
+    global _regime, _architecture
+    before = _regime, _architecture
+    _regime, _architecture = regime or _regime, architecture or _architecture
+    try:
+        yield
+    finally:
+        _regime, _architecture = before
+
+
+def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
+    """Coarse where one row of the grid, interpolated in y, is at most twice as long as one row of the image.
+
+    Then a table of such rows costs little beside the image, and a cell holds many pixels. The batch has no say: it must not change a sum's order.
+    """
+    depth, _, columns = size
+    return _regime or ("coarse" if columns * depth * channels <= 2 * width else "fine")
+
+
+# What tl.dot may do with float32 operands, by architecture, for torch's "highest" and for its "high" and "medium".
+# sm_75 has no tf32. On AMD tf32x3 does not compile, gfx1100 rejects tf32, and gfx942 gains nothing that torch promises.
+_PRODUCTS = {"sm_75": ("ieee", "ieee"), "sm": ("tf32x3", "tf32"), "gfx": ("ieee", "ieee")}
+
+
+def dot_precision(device: torch.device, *dtypes: torch.dtype) -> str:
+    """The ``input_precision`` of a product on ``device``: torch's own switch decides, but half inputs need no more than tf32."""
+    name = architecture(device)
+    highest, reduced = _PRODUCTS.get(name, _PRODUCTS["sm" if name.startswith("sm") else "gfx"])
+    half = all(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
+    return reduced if half or _allows_tf32() else highest
+
+
+def architecture(device: torch.device) -> str:
+    """The device's architecture as the compiler calls it; the oldest served where there is no device (the interpreter)."""
+    if _architecture is not None:
+        return _architecture
+    if device.type != "cuda":
+        return "sm_75"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def is_amd(device: torch.device) -> bool:
+    """Whether kernels are compiled for an AMD GPU."""
+    return architecture(device).startswith("gfx")
+
+
+def _allows_tf32() -> bool:
+    """Whether torch lets a float32 product round its operands to tf32: by the newer setting, or by the older where that was never touched."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        return getattr(matmul, "fp32_precision", "ieee") == "tf32"

@@ -1,0 +1,548 @@
+"""`slice_apply` in Triton: the grid read at every pixel and applied to it as an affine map, and the gradients of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from bilagrid.gpu._gather import (
+    dot_quad,
+    grid_corners,
+    grid_planes,
+    join_quad,
+    pixel_tile,
+    row_table,
+    split_quad,
+    table_corners,
+    table_planes,
+    table_value,
+)
+from bilagrid.gpu._geometry import guide_factor, luma, widen
+from bilagrid.gpu._launch import (
+    RUNTIME,
+    compute_dtype,
+    lattice_arguments,
+    launch,
+    needs_int64,
+    strides,
+    triton_dtype,
+)
+from bilagrid.gpu._reduction import reduce_products
+from bilagrid.gpu._regime import choose
+from bilagrid.lattice import Lattice
+from bilagrid.ops._memory import empty_as
+
+# A pixel a thread: few registers, so many warps hide the loads from L1. With more warps fewer programs find their place in the image; with two
+# pixels a thread the forward kernel spends a fifth less on that, but the backward one would trade quads through shared memory.
+APPLY_CONFIGS = [
+    triton.Config({"BLOCK": 128}, num_warps=4),
+    triton.Config({"BLOCK": 256}, num_warps=8),
+    triton.Config({"BLOCK": 256}, num_warps=4),
+]
+BWD_PIXELS_CONFIGS = [triton.Config({"BLOCK": 128}, num_warps=4), triton.Config({"BLOCK": 256}, num_warps=8)]
+
+# Loops over outputs and terms are unrolled up to this many quads of coefficients a pixel, so that code stays short for wide images.
+_UNROLLED_QUADS = 8
+
+
+@triton.jit
+def _load_term(image_ptr, stride_c, i, C_IN: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """Term i of the affine map: an image channel, ones after the last of them (for the offset), then zeros."""
+    offset = widen(i, WIDE) * stride_c
+    value = tl.load(image_ptr + offset, mask=mask & (i < C_IN), other=0.0).to(ACC)
+    return tl.where(i == C_IN, 1.0, value)
+
+
+@triton.jit
+def _load_terms(image_ptr, stride_c, quad, C_IN: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """Four terms: [BLOCK, 4]."""
+    return join_quad(
+        _load_term(image_ptr, stride_c, quad * 4, C_IN, mask, ACC, WIDE),
+        _load_term(image_ptr, stride_c, quad * 4 + 1, C_IN, mask, ACC, WIDE),
+        _load_term(image_ptr, stride_c, quad * 4 + 2, C_IN, mask, ACC, WIDE),
+        _load_term(image_ptr, stride_c, quad * 4 + 3, C_IN, mask, ACC, WIDE),
+    )
+
+
+@triton.jit
+def _load_guide(
+    guide_ptr, offset, image_ptr, stride_image_c, LUMA: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr
+):
+    """The guide of some pixels, or the luma of their image."""
+    if LUMA:
+        return luma(
+            _load_term(image_ptr, stride_image_c, 0, 3, mask, ACC, WIDE),
+            _load_term(image_ptr, stride_image_c, 1, 3, mask, ACC, WIDE),
+            _load_term(image_ptr, stride_image_c, 2, 3, mask, ACC, WIDE),
+        )
+    else:
+        return tl.load(guide_ptr + offset, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _slice_apply_coarse_kernel(
+    table_ptr,
+    guide_ptr,
+    image_ptr,
+    out_ptr,
+    stride_guide_n,
+    stride_guide_y,
+    stride_guide_x,
+    stride_image_n,
+    stride_image_c,
+    stride_image_y,
+    stride_image_x,
+    stride_out_n,
+    stride_out_c,
+    stride_out_y,
+    stride_out_x,
+    H,
+    W,
+    Gw,
+    left,
+    scale_z,
+    scale_x,
+    anchor_z,
+    anchor_x,
+    C_IN: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    QUADS: tl.constexpr,
+    D: tl.constexpr,
+    LUMA: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ACC: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,z w_x w_z table[n, i, x, z, o, k]) term[n, k, i, j].
+
+    table (N, H, Gw, D, OUTPUTS, 4 * QUADS), guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W). The terms are the image's
+    channels and, where the map has an offset, ones. The slicing layer of Gharbi et al. 2017, section 3.3, fused with equation 6.
+    """
+    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    i = widen(row, WIDE)
+    j = widen(offs_x, WIDE)
+    image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
+    offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
+    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    NODE: tl.constexpr = OUTPUTS * QUADS * 4
+    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
+    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper = table_corners(
+        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, False, ACC
+    )
+    out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
+    if QUADS == 1 and UNROLL:
+        terms = _load_terms(image_ptr, stride_image_c, 0, C_IN, mask, ACC, WIDE)
+        for o in tl.static_range(OUTPUTS):
+            coefficients = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, o)
+            offset_o = widen(o, WIDE) * stride_out_c
+            tl.store(out_ptr + offset_o, dot_quad(coefficients, terms), mask=mask)
+    else:
+        for o in range(OUTPUTS):
+            acc = tl.zeros([BLOCK], ACC)
+            for quad in range(QUADS):
+                coefficients = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, o * QUADS + quad)
+                acc += dot_quad(coefficients, _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
+            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _slice_apply_fine_kernel(
+    grid_ptr,
+    guide_ptr,
+    image_ptr,
+    out_ptr,
+    stride_grid_n,
+    stride_grid_c,
+    stride_grid_d,
+    stride_grid_y,
+    stride_grid_x,
+    stride_guide_n,
+    stride_guide_y,
+    stride_guide_x,
+    stride_image_n,
+    stride_image_c,
+    stride_image_y,
+    stride_image_x,
+    stride_out_n,
+    stride_out_c,
+    stride_out_y,
+    stride_out_x,
+    H,
+    W,
+    Gh,
+    Gw,
+    top,
+    left,
+    scale_z,
+    scale_y,
+    scale_x,
+    anchor_z,
+    anchor_y,
+    anchor_x,
+    C_IN: tl.constexpr,
+    TERMS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    D: tl.constexpr,
+    LUMA: tl.constexpr,
+    ACC: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,y,z w_x w_y w_z grid[n, o * TERMS + k, z, y, x]) term[n, k, i, j].
+
+    grid (N, OUTPUTS * TERMS, D, Gh, Gw), guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W).
+    """
+    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    i = widen(row, WIDE)
+    j = widen(offs_x, WIDE)
+    image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
+    offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
+    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
+        guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
+        stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
+    )  # fmt: skip
+    grid_ptr += n * stride_grid_n
+    out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
+    for o in range(OUTPUTS):
+        acc = tl.zeros([BLOCK], ACC)
+        for k in range(TERMS):
+            channel = widen(o * TERMS + k, WIDE)
+            below, above = grid_planes(
+                grid_ptr + channel * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
+            )
+            term = _load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
+            acc = tl.fma(tl.fma(upper, above, lower * below), term, acc)
+        tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
+
+
+@triton.jit
+def _quad_bwd(
+    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
+    by_terms, by_guide, QUADS: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The gradients by four terms, [BLOCK, 4], and by z, [BLOCK], with what output o adds to them."""
+    offset = widen(o, WIDE) * stride_grad_c
+    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(ACC)
+    below, above = table_planes(ptr00, ptr10, ptr01, ptr11, weight_x, o * QUADS + quad)
+    by_terms = tl.fma((lower * grad)[:, None], below, by_terms)
+    by_terms = tl.fma((upper * grad)[:, None], above, by_terms)
+    return by_terms, tl.fma(grad, dot_quad(above - below, terms), by_guide)
+
+
+@triton.jit
+def _store_quad_grad(
+    grad_image_ptr, stride_c, quad, by_terms, by_guide, C_IN: tl.constexpr, LUMA: tl.constexpr, mask, WIDE: tl.constexpr
+):
+    """Store the gradient by a quad's image channels, to which luma adds the guide's."""
+    a, b, c, d = split_quad(by_terms)
+    if LUMA:
+        a += 0.299 * by_guide
+        b += 0.587 * by_guide
+        c += 0.114 * by_guide
+    first = widen(quad * 4, WIDE)
+    tl.store(grad_image_ptr + first * stride_c, a, mask=mask & (quad * 4 < C_IN))
+    tl.store(grad_image_ptr + (first + 1) * stride_c, b, mask=mask & (quad * 4 + 1 < C_IN))
+    tl.store(grad_image_ptr + (first + 2) * stride_c, c, mask=mask & (quad * 4 + 2 < C_IN))
+    tl.store(grad_image_ptr + (first + 3) * stride_c, d, mask=mask & (quad * 4 + 3 < C_IN))
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _slice_apply_bwd_pixels_coarse_kernel(
+    table_ptr,
+    guide_ptr,
+    image_ptr,
+    grad_ptr,
+    grad_image_ptr,
+    grad_guide_ptr,
+    stride_guide_n,
+    stride_guide_y,
+    stride_guide_x,
+    stride_image_n,
+    stride_image_c,
+    stride_image_y,
+    stride_image_x,
+    stride_grad_n,
+    stride_grad_c,
+    stride_grad_y,
+    stride_grad_x,
+    stride_grad_image_n,
+    stride_grad_image_c,
+    stride_grad_image_y,
+    stride_grad_image_x,
+    stride_grad_guide_n,
+    stride_grad_guide_y,
+    stride_grad_guide_x,
+    H,
+    W,
+    Gw,
+    left,
+    scale_z,
+    scale_x,
+    anchor_z,
+    anchor_x,
+    C_IN: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    QUADS: tl.constexpr,
+    D: tl.constexpr,
+    LUMA: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ACC: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns BLOCK pixels of a row. With A[o, k] the table at a pixel and A' its derivative by the guide:
+
+    grad_image[n, k] = sum_o grad[n, o] A[o, k],  grad_guide[n] = sum_o,k grad[n, o] A'[o, k] term[n, k], which LUMA adds to grad_image instead.
+
+    table (N, H, Gw, D, OUTPUTS, 4 * QUADS), guide and grad_guide (N, H, W), image and grad_image (N, C_IN, H, W), grad (N, OUTPUTS, H, W).
+    """
+    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    i = widen(row, WIDE)
+    j = widen(offs_x, WIDE)
+    image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
+    grad_ptr += n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
+    grad_image_ptr += n * stride_grad_image_n + i * stride_grad_image_y + j * stride_grad_image_x
+    offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
+    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    NODE: tl.constexpr = OUTPUTS * QUADS * 4
+    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
+    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper = table_corners(
+        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, False, ACC
+    )
+    to_guide = guide_factor(guide, scale_z, anchor_z, D, ACC)
+    by_guide = tl.zeros([BLOCK], ACC)
+    if UNROLL:
+        for quad in tl.static_range(QUADS):
+            terms = _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE)
+            by_terms = tl.zeros([BLOCK, 4], ACC)
+            for o in tl.static_range(OUTPUTS):
+                by_terms, by_guide = _quad_bwd(
+                    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
+                    by_terms, by_guide, QUADS, mask, ACC, WIDE,
+                )  # fmt: skip
+            _store_quad_grad(grad_image_ptr, stride_grad_image_c, quad, by_terms, by_guide * to_guide, C_IN, LUMA, mask, WIDE)  # fmt: skip
+    else:
+        for quad in range(QUADS):
+            terms = _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE)
+            by_terms = tl.zeros([BLOCK, 4], ACC)
+            for o in range(OUTPUTS):
+                by_terms, by_guide = _quad_bwd(
+                    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
+                    by_terms, by_guide, QUADS, mask, ACC, WIDE,
+                )  # fmt: skip
+            _store_quad_grad(grad_image_ptr, stride_grad_image_c, quad, by_terms, by_guide * to_guide, C_IN, LUMA, mask, WIDE)  # fmt: skip
+    if not LUMA:
+        offset = n * stride_grad_guide_n + i * stride_grad_guide_y + j * stride_grad_guide_x
+        tl.store(grad_guide_ptr + offset, by_guide * to_guide, mask=mask)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _slice_apply_bwd_pixels_fine_kernel(
+    grid_ptr,
+    guide_ptr,
+    image_ptr,
+    grad_ptr,
+    grad_image_ptr,
+    grad_guide_ptr,
+    stride_grid_n,
+    stride_grid_c,
+    stride_grid_d,
+    stride_grid_y,
+    stride_grid_x,
+    stride_guide_n,
+    stride_guide_y,
+    stride_guide_x,
+    stride_image_n,
+    stride_image_c,
+    stride_image_y,
+    stride_image_x,
+    stride_grad_n,
+    stride_grad_c,
+    stride_grad_y,
+    stride_grad_x,
+    stride_grad_image_n,
+    stride_grad_image_c,
+    stride_grad_image_y,
+    stride_grad_image_x,
+    stride_grad_guide_n,
+    stride_grad_guide_y,
+    stride_grad_guide_x,
+    H,
+    W,
+    Gh,
+    Gw,
+    top,
+    left,
+    scale_z,
+    scale_y,
+    scale_x,
+    anchor_z,
+    anchor_y,
+    anchor_x,
+    C_IN: tl.constexpr,
+    TERMS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    D: tl.constexpr,
+    LUMA: tl.constexpr,
+    ACC: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns BLOCK pixels of a row, and does what the coarse kernel does, with A[o, k] from channel o * TERMS + k of the grid.
+
+    With luma the guide's gradient takes a first loop over all coefficients, since every channel's gradient needs it.
+    """
+    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    i = widen(row, WIDE)
+    j = widen(offs_x, WIDE)
+    image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
+    grad_ptr += n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
+    grad_image_ptr += n * stride_grad_image_n + i * stride_grad_image_y + j * stride_grad_image_x
+    offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
+    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
+        guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
+        stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
+    )  # fmt: skip
+    to_guide = guide_factor(guide, scale_z, anchor_z, D, ACC)
+    grid_ptr += n * stride_grid_n
+    by_guide = tl.zeros([BLOCK], ACC)
+    if LUMA:
+        for channel in range(OUTPUTS * TERMS):
+            o = widen(channel // TERMS, WIDE)
+            offset_c = widen(channel, WIDE) * stride_grid_c
+            grad = tl.load(grad_ptr + o * stride_grad_c, mask=mask, other=0.0).to(ACC)
+            below, above = grid_planes(grid_ptr + offset_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
+            term = _load_term(image_ptr, stride_image_c, channel % TERMS, C_IN, mask, ACC, WIDE)
+            by_guide = tl.fma((above - below) * term, grad, by_guide)
+    for k in range(TERMS):
+        term = _load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
+        by_term = tl.zeros([BLOCK], ACC)
+        for o in range(OUTPUTS):
+            channel = widen(o * TERMS + k, WIDE)
+            offset_o = widen(o, WIDE) * stride_grad_c
+            grad = tl.load(grad_ptr + offset_o, mask=mask, other=0.0).to(ACC)
+            below, above = grid_planes(
+                grid_ptr + channel * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
+            )
+            by_term = tl.fma(tl.fma(upper, above, lower * below), grad, by_term)
+            if not LUMA:
+                by_guide = tl.fma((above - below) * term, grad, by_guide)
+        if LUMA:
+            zero = tl.zeros([], ACC)
+            weight = tl.where(k == 0, zero + 0.299, tl.where(k == 1, zero + 0.587, zero + 0.114))
+            by_term += weight * (by_guide * to_guide)
+        offset_k = widen(k, WIDE) * stride_grad_image_c
+        tl.store(grad_image_ptr + offset_k, by_term, mask=mask & (k < C_IN))
+    if not LUMA:
+        offset = n * stride_grad_guide_n + i * stride_grad_guide_y + j * stride_grad_guide_x
+        tl.store(grad_guide_ptr + offset, by_guide * to_guide, mask=mask)
+
+
+def slice_apply(
+    grid: torch.Tensor, guide: torch.Tensor | None, image: torch.Tensor, lattice: Lattice, *, offset: bool
+) -> torch.Tensor:
+    """The grid's affine map at every pixel applied to the image: (N, C_out, H, W), lying as the image does; the guide is luma where None."""
+    terms = image.shape[1] + offset
+    out = empty_as(image, grid.shape[1] // terms)
+    dtype = compute_dtype(grid, guide, image)
+    arguments = dict(out_ptr=out, **strides("out", out, "ncyx"))
+    tensors = (guide, image, out)
+    _launch(
+        _slice_apply_coarse_kernel, _slice_apply_fine_kernel, grid, guide, image, lattice, terms, dtype, APPLY_CONFIGS, tensors, arguments,
+    )  # fmt: skip
+    return out
+
+
+def slice_apply_bwd_pixels(
+    grid: torch.Tensor,
+    guide: torch.Tensor | None,
+    image: torch.Tensor,
+    grad_output: torch.Tensor,
+    lattice: Lattice,
+    *,
+    offset: bool,
+) -> list[torch.Tensor]:
+    """The gradients of `slice_apply` by image and guide, in one pass; where the guide is luma, its gradient is part of the image's."""
+    grad_image = torch.empty_like(image)
+    grad_guide = None if guide is None else torch.empty(guide.shape, dtype=guide.dtype, device=guide.device)
+    dtype = compute_dtype(grid, guide, image, grad_output)
+    arguments = dict(
+        grad_ptr=grad_output,
+        grad_image_ptr=grad_image,
+        grad_guide_ptr=grad_guide,
+        **strides("grad", grad_output, "ncyx"),
+        **strides("grad_image", grad_image, "ncyx"),
+        **strides("grad_guide", grad_guide, "nyx"),
+    )
+    tensors = (guide, image, grad_output, grad_image, grad_guide)
+    _launch(
+        _slice_apply_bwd_pixels_coarse_kernel, _slice_apply_bwd_pixels_fine_kernel,
+        grid, guide, image, lattice, image.shape[1] + offset, dtype, BWD_PIXELS_CONFIGS, tensors, arguments,
+    )  # fmt: skip
+    return [grad_image] if grad_guide is None else [grad_image, grad_guide]
+
+
+def slice_apply_bwd_grid(
+    guide: torch.Tensor | None,
+    image: torch.Tensor,
+    grad_output: torch.Tensor,
+    lattice: Lattice,
+    *,
+    offset: bool,
+) -> torch.Tensor:
+    """The gradient of `slice_apply` by the grid: (N, C, D, Gh, Gw), contiguous, float64 if any argument is, else float32."""
+    dtype = compute_dtype(guide, image, grad_output)
+    return reduce_products(guide, image, grad_output, lattice, ones=offset, dz=False, out_dtype=dtype)
+
+
+def _launch(
+    coarse: Any,
+    fine: Any,
+    grid: torch.Tensor,
+    guide: torch.Tensor | None,
+    image: torch.Tensor,
+    lattice: Lattice,
+    terms: int,
+    dtype: torch.dtype,
+    configs: list[triton.Config],
+    tensors: tuple[torch.Tensor | None, ...],
+    arguments: dict[str, Any],
+) -> None:
+    """Launch the kernel of the regime, behind its row table where that is the coarse one."""
+    _, channels, depth, rows, columns = grid.shape
+    batch, _, height, width = image.shape
+    outputs = channels // terms
+    arguments |= dict(
+        guide_ptr=guide,
+        image_ptr=image,
+        **strides("guide", guide, "nyx"),
+        **strides("image", image, "ncyx"),
+        H=height,
+        W=width,
+        Gw=columns,
+        C_IN=image.shape[1],
+        OUTPUTS=outputs,
+        D=depth,
+        LUMA=guide is None,
+        ACC=triton_dtype(dtype),
+    )
+
+    def programs(meta: dict[str, Any]) -> int:
+        return batch * height * triton.cdiv(width, meta["BLOCK"])
+
+    if choose(channels, (depth, rows, columns), width) == "coarse":
+        quads = triton.cdiv(terms, 4)
+        table = row_table(grid, lattice, height, outputs, terms, dtype)
+        arguments |= dict(table_ptr=table, **lattice_arguments(lattice, dtype, "zx"), QUADS=quads)
+        arguments |= {"UNROLL": outputs * quads <= _UNROLLED_QUADS, "WIDE": needs_int64(table, *tensors)}
+        launch(coarse, programs, configs, grid, **arguments)
+    else:
+        arguments |= dict(grid_ptr=grid, **strides("grid", grid, "ncdyx"), **lattice_arguments(lattice, dtype))
+        arguments |= {"Gh": rows, "TERMS": terms, "WIDE": needs_int64(grid, *tensors)}
+        launch(fine, programs, configs, grid, **arguments)

@@ -1,0 +1,207 @@
+"""Image files in and out: 8- and 16-bit PNG, TIFF and JPEG and float TIFF, with alpha, colour profile and EXIF. The command line is its one user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import OpenImageIO as oiio
+except ImportError as error:
+    raise ImportError('image files need OpenImageIO: pip install "bilagrid[images]"') from error
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_JPEG = (".jpg", ".jpeg")
+_JPEG_QUALITY = 95
+
+# EXIF orientation to the array operation that sets the picture upright.
+_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+class ImageError(Exception):
+    """A file that cannot be read or written, in one line for the user."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An upright picture: gray or colour ``(H, W, 1 or 3)`` in [0, 1] (float files: as they are), the rest as it was in the file."""
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    dtype: np.dtype
+    spec: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def probe(path: Path) -> Any:
+    """The header of a file that `read` can read, or an `ImageError`."""
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder, an image file was expected")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{path}: unknown format, expected one of {' '.join(SUFFIXES)}")
+    file = _open(path)
+    try:
+        spec = file.spec()
+        if path.suffix.lower() in (".tif", ".tiff") and file.seek_subimage(1, 0):
+            raise ImageError(f"{path}: has several pages, only single pictures are read")
+    finally:
+        file.close()
+    channels = spec.nchannels
+    if channels > 4 or (channels == 4 and spec.alpha_channel != 3) or (channels == 2 and spec.alpha_channel != 1):
+        raise ImageError(f"{path}: has {channels} channels, expected gray or colour, with or without alpha")
+    if str(spec.format) not in ("uint8", "uint16", "float"):
+        raise ImageError(f"{path}: holds {spec.format} values, expected 8 or 16 bits or 32-bit float")
+    return spec
+
+
+def read(path: Path) -> Picture:
+    """Reads a picture, set upright by its EXIF orientation."""
+    probe(path)
+    if path.suffix.lower() in _JPEG and not _jpeg_complete(path.read_bytes()):
+        raise ImageError(f"{path}: cannot be read: the file is truncated")
+    file = _open(path)
+    try:
+        spec = oiio.ImageSpec(file.spec())
+        values = file.read_image(oiio.UNKNOWN)
+        fault = file.geterror()
+    finally:
+        file.close()
+    if values is None or fault:
+        raise ImageError(f"{path}: cannot be read: {_one_line(fault) or 'the file is damaged or truncated'}")
+    values = np.asarray(values).reshape(spec.height, spec.width, spec.nchannels)
+    values = np.ascontiguousarray(_UPRIGHT.get(spec.get_int_attribute("Orientation", 1), _UPRIGHT[1])(values))
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        raise ImageError(f"{path}: holds values that are not finite")
+    colours = 3 if spec.nchannels >= 3 else 1
+    alpha = values[:, :, colours:] if spec.nchannels > colours else None
+    return Picture(_scaled(values[:, :, :colours]), alpha, values.dtype, spec)
+
+
+def check_target(path: Path, spec: Any) -> None:
+    """Refuses, before any work, a target whose format cannot hold what `spec` describes."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(f"{path}: unknown output format '{path.suffix}', expected one of {' '.join(SUFFIXES)}")
+    if suffix in _JPEG and spec.alpha_channel >= 0:
+        raise ImageError(f"{path}: JPEG has no alpha channel, choose PNG or TIFF")
+    if str(spec.format) == "float" and suffix not in (".tif", ".tiff"):
+        raise ImageError(f"{path}: float values fit TIFF only, choose .tif")
+
+
+def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | None = None) -> None:
+    """Writes pixels ``(H, W, 1 or 3)`` in the depth and with the metadata of `like`, whole or not at all.
+
+    Alpha is given at its own depth. JPEG holds 8 bits, other formats the depth of `like`.
+    """
+    suffix = path.suffix.lower()
+    dtype = np.dtype(np.uint8) if suffix in _JPEG else like.dtype
+    values = _quantised(pixels, dtype)
+    if alpha is not None:
+        values = np.concatenate([values, alpha if alpha.dtype == dtype else _quantised(_scaled(alpha), dtype)], axis=2)
+    spec = _spec(values, like.spec, jpeg=suffix in _JPEG, has_alpha=alpha is not None)
+    handle, name = tempfile.mkstemp(suffix=suffix, prefix=f".{path.stem}-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        _encode(temporary, spec, values)
+        if hasattr(os, "umask"):
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _encode(path: Path, spec: Any, values: np.ndarray) -> None:
+    file = oiio.ImageOutput.create(str(path))
+    if file is None:
+        raise ImageError(f"{path}: cannot be written: {_one_line(oiio.geterror())}")
+    try:
+        done = file.open(str(path), spec) and file.write_image(np.ascontiguousarray(values))
+    finally:
+        closed = file.close()
+    if not (done and closed):
+        raise ImageError(f"{path}: cannot be written: {_one_line(file.geterror())}")
+
+
+def _open(path: Path) -> Any:
+    config = oiio.ImageSpec()
+    config.attribute("oiio:UnassociatedAlpha", 1)
+    file = oiio.ImageInput.open(str(path), config)
+    if file is None:
+        raise ImageError(f"{path}: cannot be read: {_one_line(oiio.geterror()) or 'not an image'}")
+    return file
+
+
+def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> Any:
+    height, width, channels = values.shape
+    spec = oiio.ImageSpec(width, height, channels, str(values.dtype))
+    spec.extra_attribs = source.extra_attribs
+    spec.alpha_channel = channels - 1 if has_alpha else -1
+    for name in ("oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):
+        spec.erase_attribute(name)
+    if source.get_int_attribute("Orientation", 1) != 1:
+        spec.attribute("Orientation", 1)
+    for name, extent in (("Exif:PixelXDimension", width), ("Exif:PixelYDimension", height)):
+        if source.get_int_attribute(name, 0):
+            spec.attribute(name, extent)
+    if jpeg:
+        spec.attribute("Compression", f"jpeg:{_JPEG_QUALITY}")
+    elif str(spec.getattribute("Compression") or "").startswith("jpeg"):
+        spec.erase_attribute("Compression")
+    return spec
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float32:
+        return values
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+
+
+def _quantised(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if dtype == np.float32:
+        return pixels.astype(np.float32)
+    top = np.iinfo(dtype).max
+    return np.rint(np.clip(pixels.astype(np.float64), 0, 1) * top).astype(dtype)
+
+
+def _jpeg_complete(data: bytes) -> bool:
+    """Whether the end marker follows the first scan; the decoder fills a truncated picture with gray and says nothing."""
+    at = 2
+    while at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            return data.find(b"\xff\xd9", at) >= 0
+    return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

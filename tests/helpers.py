@@ -1,0 +1,109 @@
+"""What the tests share: drawn problems, tolerances, and a comparison that raises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilagrid import Lattice
+
+# Relative to the largest magnitude of the expected values. float32 sums a few thousand terms; half types round the inputs' products once, at the end.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+CONSTRUCTORS = {
+    "cell_centered": Lattice.cell_centered,
+    "half_pixel": Lattice.half_pixel,
+    "corner_aligned": Lattice.corner_aligned,
+}
+
+
+def assert_near(actual: Tensor, expected: np.ndarray | Tensor, dtype: torch.dtype | None = None) -> None:
+    """``actual`` equals ``expected`` to the tolerance of ``dtype`` (its own by default), NaN where it is NaN."""
+    if isinstance(expected, Tensor):
+        expected = expected.detach().cpu().double().numpy()
+    found = actual.detach().cpu().double().numpy()
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(1.0, finite.max()) if finite.size else 1.0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=scale * TOLERANCE[dtype or actual.dtype])
+
+
+def numpy64(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def strided(tensor: Tensor, how: str) -> Tensor:
+    """The same values, lying differently in memory."""
+    if how == "interleaved":
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    if how == "sparse":
+        wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1, dtype=tensor.dtype, device=tensor.device)
+        wide[..., 1::2] = tensor
+        return wide[..., 1::2]
+    return tensor
+
+
+STRIDES = ("contiguous", "interleaved", "sparse")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One drawn case: sizes, lattice, types and how the tensors lie."""
+
+    batch: int
+    channels: int
+    size: tuple[int, int, int]
+    image_size: tuple[int, int]
+    kind: str
+    dtype: torch.dtype
+    strides: str
+    seed: int
+
+    @property
+    def lattice(self) -> Lattice:
+        return CONSTRUCTORS[self.kind](self.size, self.image_size)
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Grid, guide and values; the guide reaches below 0 and above 1, and some of it lies on nodes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        grid = draw(self.batch, self.channels, *self.size)
+        guide = 1.4 * torch.rand(self.batch, *self.image_size, generator=generator, dtype=torch.float64) - 0.2
+        values = draw(self.batch, self.channels, *self.image_size)
+        placed = (strided(t.to(device, self.dtype), self.strides) for t in (grid, guide, values))
+        return tuple(placed)  # type: ignore[return-value]
+
+
+@st.composite
+def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)) -> Problem:
+    """Small problems: partial tiles, images smaller than the grid, extents of 1, empty batches, odd channel counts."""
+    extent = st.sampled_from([1, 2, 3, 5])
+    return Problem(
+        batch=draw(st.sampled_from([1, 2, 0])),
+        channels=draw(st.sampled_from([1, 2, 3, 5, 12])),
+        size=(draw(st.sampled_from([1, 2, 4, 9])), draw(extent), draw(extent)),
+        image_size=(draw(st.sampled_from([1, 2, 7, 12])), draw(st.sampled_from([1, 3, 9, 33]))),
+        kind=draw(st.sampled_from(sorted(CONSTRUCTORS))),
+        dtype=draw(st.sampled_from(dtypes)),
+        strides=draw(st.sampled_from(STRIDES)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+def off_nodes(shape: tuple[int, ...], depth: int, generator: torch.Generator | None = None) -> Tensor:
+    """Guides in float64 whose z, on the cell-centred lattice, keeps a tenth of a cell away from every kink."""
+    cells = torch.randint(-1, depth, shape, generator=generator)
+    inside = 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return (cells + inside + 0.5) / depth
+
+
+def psnr(actual: Tensor, expected: np.ndarray) -> float:
+    return -10 * math.log10(float(np.mean((numpy64(actual) - expected) ** 2)))

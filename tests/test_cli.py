@@ -1,0 +1,285 @@
+"""The command line on real photographs, as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+oiio = pytest.importorskip("OpenImageIO")
+data = pytest.importorskip("skimage.data")
+pytest.importorskip("tyro")
+pytest.importorskip("tqdm")
+
+from bilagrid import images  # noqa: E402
+from bilagrid.__main__ import main  # noqa: E402
+
+KINDS = [("png", "uint8"), ("png", "uint16"), ("tif", "uint8"), ("tif", "uint16"), ("tif", "float"), ("jpg", "uint8")]
+
+
+def photograph(height=60, width=80, channels=3, kind="uint8"):
+    values = data.coffee()[100 : 100 + height, 150 : 150 + width].astype(np.float64) / 255
+    values = {1: values[..., 1:2], 3: values}[min(channels, 3) if channels > 2 else 1]
+    if channels in (2, 4):
+        alpha = np.broadcast_to(np.linspace(0, 1, width)[None, :, None], (height, width, 1))
+        values = np.concatenate([values, alpha], axis=2)
+    if kind == "float":
+        return values.astype(np.float32)
+    return np.rint(values * np.iinfo(kind).max).astype(kind)
+
+
+def save(path, values, **attributes):
+    spec = oiio.ImageSpec(values.shape[1], values.shape[0], values.shape[2], str(values.dtype))
+    if values.shape[2] in (2, 4):
+        spec.alpha_channel = values.shape[2] - 1
+        spec.attribute("oiio:UnassociatedAlpha", 1)
+    for name, value in attributes.items():
+        spec.attribute(name, value)
+    file = oiio.ImageOutput.create(str(path))
+    assert file.open(str(path), spec)
+    assert file.write_image(np.ascontiguousarray(values))
+    assert file.close()
+    return path
+
+
+def load(path):
+    config = oiio.ImageSpec()
+    config.attribute("oiio:UnassociatedAlpha", 1)
+    file = oiio.ImageInput.open(str(path), config)
+    assert file, oiio.geterror()
+    return np.asarray(file.read_image(oiio.UNKNOWN)).reshape(file.spec().height, file.spec().width, -1), file.spec()
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """The one line of a refusal."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("bilagrid: "), message
+    assert message.count("\n") == 1, message
+    return message
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(("suffix", "kind"), KINDS)
+def test_filter_keeps_depth_and_alpha(tmp_path, suffix, kind, channels):
+    if suffix == "jpg" and channels in (2, 4):
+        pytest.skip("JPEG has no alpha")
+    values = photograph(channels=channels, kind=kind)
+    source, target = save(tmp_path / f"in.{suffix}", values), tmp_path / f"out.{suffix}"
+    stored, _ = load(source)
+    assert run("filter", source, target, "--sigma-space", 4, "--sigma-color", 0.2) == 0
+    result, _ = load(target)
+    assert result.dtype == values.dtype
+    assert result.shape == values.shape
+    if channels in (2, 4):
+        np.testing.assert_array_equal(result[..., -1], stored[..., -1])
+    colours = 3 if channels > 2 else 1
+    before, after = stored[..., :colours].astype(np.float64), result[..., :colours].astype(np.float64)
+    assert np.abs(np.diff(after, axis=1)).mean() < 0.8 * np.abs(np.diff(before, axis=1)).mean()
+    top = 1.0 if kind == "float" else np.iinfo(kind).max
+    assert abs(after.mean() - before.mean()) < 0.02 * top
+
+
+def test_filter_equals_the_library(tmp_path):
+    import torch
+
+    import bilagrid
+
+    values = photograph(kind="uint16")
+    assert run("filter", save(tmp_path / "in.png", values), tmp_path / "out.png", "--sigma-space", 5) == 0
+    image = torch.from_numpy(values.astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    wanted = bilagrid.bilateral_filter(image, sigma_space=5, sigma_color=0.1)[0].permute(1, 2, 0).numpy() * 65535
+    np.testing.assert_allclose(load(tmp_path / "out.png")[0], wanted, atol=1.5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(tmp_path, orientation):
+    values = photograph()
+    source = save(tmp_path / "in.tif", values, Orientation=orientation)
+    assert run("filter", source, tmp_path / "out.tif", "--sigma-space", 3, "--sigma-color", 0.05) == 0
+    result, spec = load(tmp_path / "out.tif")
+    assert spec.get_int_attribute("Orientation", 1) == 1
+    buffer = oiio.ImageBufAlgo.reorient(oiio.ImageBuf(str(source)))
+    upright = buffer.get_pixels(oiio.UINT8)
+    assert result.shape == upright.shape
+    assert np.abs(result.astype(float) - upright).mean() < 12
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+def test_metadata_is_kept(tmp_path, suffix):
+    source = save(tmp_path / f"in.{suffix}", photograph(), Copyright="nobody", Artist="somebody")
+    assert run("filter", source, tmp_path / f"out.{suffix}") == 0
+    before, after = load(source)[1], load(tmp_path / f"out.{suffix}")[1]
+    for name in ("Copyright", "Artist"):
+        assert after.get_string_attribute(name) == before.get_string_attribute(name)
+
+
+def test_icc_profile_is_kept(tmp_path):
+    profile = pytest.importorskip("PIL.ImageCms").ImageCmsProfile(pytest.importorskip("PIL.ImageCms").createProfile("sRGB")).tobytes()
+    from PIL import Image
+
+    for suffix in ("png", "jpg", "tif"):
+        Image.fromarray(photograph()).save(tmp_path / f"in.{suffix}", icc_profile=profile)
+        assert run("filter", tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}") == 0
+        with Image.open(tmp_path / f"out.{suffix}") as result:
+            assert result.info["icc_profile"] == profile
+
+
+def test_folder(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.jpg", "c.tif"):
+        save(folder / name, photograph())
+    (folder / "notes.txt").write_text("left out")
+    assert run("filter", folder, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg", "c.tif"]
+    assert "1 other files" in capsys.readouterr().err
+    (tmp_path / "out" / "a.png").unlink()
+    kept = (tmp_path / "out" / "b.jpg").stat().st_mtime_ns
+    assert "exists" in refused(capsys, "filter", folder / "a.png", folder / "b.jpg", tmp_path / "out")
+    assert not (tmp_path / "out" / "a.png").exists()
+    assert run("filter", folder, tmp_path / "out", "--skip-existing") == 0
+    assert (tmp_path / "out" / "a.png").exists()
+    assert (tmp_path / "out" / "b.jpg").stat().st_mtime_ns == kept
+
+
+def test_cross_filter(tmp_path, capsys):
+    source = save(tmp_path / "in.png", photograph())
+    guide = save(tmp_path / "guide.png", photograph(channels=1))
+    assert run("filter", source, tmp_path / "out.png", "--guide", guide) == 0
+    assert load(tmp_path / "out.png")[0].shape == (60, 80, 3)
+    other = save(tmp_path / "other.png", photograph(50, 80))
+    assert "as large as" in refused(capsys, "filter", source, tmp_path / "two.png", "--guide", other)
+    assert "input" in refused(capsys, "filter", source, guide, "--guide", guide, "--overwrite")
+
+
+def test_upsample(tmp_path):
+    full = photograph(96, 128)
+    small = full.reshape(24, 4, 32, 4, 3).mean((1, 3))
+    high = save(tmp_path / "high.png", full)
+    low_in = save(tmp_path / "low.png", np.rint(small).astype(np.uint8))
+    low_out = save(tmp_path / "low_out.png", np.rint(255 - small).astype(np.uint8))
+    assert run("upsample", high, low_in, low_out, tmp_path / "out.png", "--method", "jbu") == 0
+    result, _ = load(tmp_path / "out.png")
+    bilinear = oiio.ImageBufAlgo.resize(oiio.ImageBuf(str(low_out)), "triangle", 0, oiio.ROI(0, 128, 0, 96)).get_pixels(oiio.UINT8)
+    wanted = 255.0 - full
+    assert ((result - wanted) ** 2).mean() < ((bilinear - wanted) ** 2).mean()
+
+
+@pytest.mark.parametrize("wrong", ["low_out", "larger", "proportions", "exists", "same"])
+def test_upsample_refuses(tmp_path, capsys, wrong):
+    high = save(tmp_path / "high.png", photograph(48, 64))
+    low = save(tmp_path / "low.png", photograph(12, 16))
+    odd = save(tmp_path / "odd.png", photograph(16, 12))
+    large = save(tmp_path / "large.png", photograph(96, 128))
+    out = tmp_path / "out.png"
+    arguments, message = {
+        "low_out": ((high, low, odd, out), "LOW_OUT must be as large"),
+        "larger": ((high, large, large, out), "at least as large"),
+        "proportions": ((high, odd, odd, out), "proportions"),
+        "exists": ((high, low, low, large), "exists"),
+        "same": ((high, low, low, high, "--overwrite"), "is an input"),
+    }[wrong]
+    assert message in refused(capsys, "upsample", *arguments)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", [("--sigma-space", 0), ("--sigma-space", -1), ("--sigma-color", 0), ("--sigma-color", "nan"), ("--sigma-space", "inf")])
+def test_absurd_sigmas(tmp_path, capsys, option):
+    source = save(tmp_path / "in.png", photograph())
+    assert option[0] in refused(capsys, "filter", source, tmp_path / "out.png", f"{option[0]}={option[1]}")
+
+
+@pytest.mark.parametrize("sigma", [1e-7, 1e-300])
+def test_grid_that_does_not_fit(tmp_path, capsys, sigma):
+    source = save(tmp_path / "in.png", photograph())
+    refused(capsys, "filter", source, tmp_path / "out.png", "--sigma-color", sigma, "--sigma-space", 0.01)
+    assert os.listdir(tmp_path) == ["in.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "half"])
+def test_damaged_input(tmp_path, capsys, suffix, damage):
+    source = tmp_path / f"in.{suffix}"
+    if damage == "half":
+        save(source, photograph(200, 300))
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    elif damage != "missing":
+        source.write_text("" if damage == "empty" else "no picture at all\n" * 50)
+    assert str(source) in refused(capsys, "filter", source, tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_wrong_targets(tmp_path, capsys):
+    source = save(tmp_path / "in.png", photograph(channels=4))
+    assert "is an input" in refused(capsys, "filter", source, source, "--overwrite")
+    assert "unknown output format" in refused(capsys, "filter", source, tmp_path / "out.xyz")
+    assert "no alpha" in refused(capsys, "filter", source, tmp_path / "out.jpg")
+    assert "no such folder" in refused(capsys, "filter", source, tmp_path / "none" / "out.png")
+    assert "OUT is missing" in refused(capsys, "filter", source)
+    target = save(tmp_path / "out.png", photograph(8, 8))
+    before = target.read_bytes()
+    assert "--overwrite" in refused(capsys, "filter", source, target)
+    assert target.read_bytes() == before
+    assert run("filter", source, target, "--overwrite") == 0
+    assert load(target)[0].shape == (60, 80, 4)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
+def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, fault):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        save(folder / name, photograph())
+    encode = images._encode
+
+    def failing(path, spec, values):
+        if ".b-" in path.name:
+            path.write_bytes(b"half a picture")
+            raise fault
+        encode(path, spec, values)
+
+    monkeypatch.setattr(images, "_encode", failing)
+    assert run("filter", folder, tmp_path / "out") == (130 if fault is KeyboardInterrupt else 2)
+    assert sorted(os.listdir(tmp_path / "out")) == (["a.png"] if fault is KeyboardInterrupt else ["a.png", "c.png"])
+
+
+def test_one_bad_file_does_not_stop_a_folder(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        save(folder / name, photograph())
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:3000])
+    assert run("filter", folder, tmp_path / "out") == 2
+    assert "b.png" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+
+
+def test_without_input(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "bilagrid", "filter"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "16 x 26 x 39" in done.stdout
+    assert load(tmp_path / "coffee_filtered.png")[0].shape == (400, 600, 3)
+    assert load(tmp_path / "coffee_before_after.png")[0].shape == (428, 1208, 3)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("command", ["filter", "upsample"])
+def test_help_teaches(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        run(command, "--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "python -m bilagrid" in text
+    assert "standard deviation" in text

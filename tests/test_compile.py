@@ -1,0 +1,63 @@
+"""Every kernel compiles for every architecture served, without spills and within its shared memory. No GPU is needed.
+
+An interpreted kernel cannot be compiled in the same process, so the compiler runs in another one, which never saw ``TRITON_INTERPRET``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
+
+# One architecture for each answer of the precision table and for each compiler behind it; the others follow in the slow test.
+QUICK = ("sm_75", "gfx1100")
+
+
+def compile_for(target: str, *options: str) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "perf.static", "--json", "--target", target, *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(rows: list[dict[str, Any]]) -> None:
+    assert rows, "nothing was compiled"
+    spilled = [row for row in rows if row["spills"]]
+    assert not spilled, f"registers spill: {spilled}"
+    too_large = [row for row in rows if row["shared_bytes"] > row["shared_limit"]]
+    assert not too_large, f"more shared memory than there is: {too_large}"
+
+
+def test_every_configuration_fits_sm_90() -> None:
+    rows = compile_for("sm_90")
+    assert_fits(rows)
+    kernels = {row["kernel"] for row in rows}
+    written = {
+        line.split()[1].partition("(")[0]
+        for file in (ROOT / "bilagrid" / "gpu").glob("*.py")
+        for line in file.read_text().splitlines()
+        if line.startswith("def ") and line.split()[1].partition("(")[0].endswith("_kernel")
+    }
+    assert kernels == written, "perf.static must compile every kernel there is"
+
+
+@pytest.mark.parametrize("target", QUICK)
+def test_safe_configurations_fit(target: str) -> None:
+    assert_fits(compile_for(target, "--safe"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [name for name in TARGETS if name not in (*QUICK, "sm_90")])
+def test_safe_configurations_fit_elsewhere(target: str) -> None:
+    assert_fits(compile_for(target, "--safe"))

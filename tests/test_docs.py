@@ -1,0 +1,42 @@
+"""The examples in the public docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+import torch
+
+import bilagrid
+
+PUBLIC = [name for name in bilagrid.__all__ if callable(getattr(bilagrid, name))]
+
+
+def run(thing: object, name: str, module: object) -> tuple[int, int]:
+    """Examples tried, and failed."""
+    runner = doctest.DocTestRunner()
+    scope = {"torch": torch, **vars(module)}
+    for test in doctest.DocTestFinder().find(thing, name, module, globs=scope):
+        runner.run(test)
+    return runner.tries, runner.failures
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples(name: str) -> None:
+    thing = getattr(bilagrid, name)
+    tried, failed = run(thing, name, importlib.import_module(inspect.getmodule(thing).__name__))
+    assert tried > 0, f"{name} shows no example"
+    assert failed == 0
+
+
+def test_a_wrong_example_fails() -> None:
+    def wrong() -> None:
+        """
+        >>> 1 + 1
+        3
+        """
+
+    tried, failed = run(wrong, "wrong", importlib.import_module(__name__))
+    assert (tried, failed) == (1, 1)

@@ -1,0 +1,76 @@
+"""The geometry's published tables, crops and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bilagrid
+from bilagrid import Lattice
+from tests.helpers import CONSTRUCTORS
+
+SIZE, IMAGE = (8, 16, 12), (90, 160)
+TABLE = {
+    "cell_centered": ((8, 16 / 90, 12 / 160), (-0.5, 16 / 180 - 0.5, 12 / 320 - 0.5)),
+    "half_pixel": ((7, 15 / 90, 11 / 160), (0, 15 / 180, 11 / 320)),
+    "corner_aligned": ((7, 15 / 89, 11 / 159), (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(TABLE))
+def test_table(kind: str) -> None:
+    lattice = CONSTRUCTORS[kind](SIZE, IMAGE)
+    scale, offset = TABLE[kind]
+    assert lattice.scale == pytest.approx(scale)
+    assert lattice.offset == pytest.approx(offset)
+
+
+def test_corner_aligned_image_of_one_pixel() -> None:
+    assert Lattice.corner_aligned(SIZE, (1, 1)).scale == (7, 0, 0)
+
+
+def test_from_sigma() -> None:
+    lattice, size = Lattice.from_sigma(8, 0.1, IMAGE, guide_range=(-1.0, 3.0))
+    assert lattice.size == size
+    assert lattice.scale == pytest.approx((12.5, 1 / 8, 1 / 8))
+    scale_z, offset_z = lattice.scale[0], lattice.offset[0]
+    assert 0 < -1.0 * scale_z + offset_z
+    assert 3.0 * scale_z + offset_z < size[0] - 1
+    assert (IMAGE[0] - 1) / 8 <= size[1] - 1
+
+
+@given(kind=st.sampled_from(sorted(TABLE)), top=st.integers(0, 20), left=st.integers(0, 20), seed=st.integers(0, 99))
+def test_a_tile_equals_the_whole_bit_for_bit(kind: str, top: int, left: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size, image_size = (4, 5, 3), (31, 27)
+    lattice = CONSTRUCTORS[kind](size, image_size)
+    grid, guide = torch.randn(1, 2, *size, generator=generator), torch.rand(1, *image_size, generator=generator)
+    whole = bilagrid.slice(grid, guide, lattice=lattice)
+    tile = bilagrid.slice(grid, guide[:, top:, left:], lattice=lattice.crop(top, left))
+    torch.testing.assert_close(tile, whole[..., top:, left:], rtol=0, atol=0)
+
+
+def test_crops_add_up() -> None:
+    lattice = Lattice.half_pixel(SIZE, IMAGE)
+    assert lattice.crop(3, 4).crop(5, 6) == lattice.crop(8, 10)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Lattice.half_pixel((0, 1, 1), IMAGE), r"size must be \(D, Gh, Gw\)"),
+        (lambda: Lattice.half_pixel(SIZE, (0, 4)), r"image_size must be \(H, W\)"),
+        (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(-1, 0), "crop must start within"),
+        (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(90, 0), "crop must start within"),
+        (lambda: Lattice.from_sigma(0, 0.1, IMAGE), "sigma_space must be"),
+        (lambda: Lattice.from_sigma(8, float("nan"), IMAGE), "sigma_color must be"),
+        (lambda: Lattice.from_sigma(8, 0.1, IMAGE, guide_range=(1.0, 0.0)), "guide_range must be"),
+        (lambda: Lattice.from_sigma(8, 0.1, IMAGE, nodes_per_sigma=(1.0, 1.0, 0.0)), "nodes_per_sigma must be"),
+        (lambda: Lattice.from_sigma(1e-320, 1e-320, IMAGE), "without bound"),
+    ],
+)
+def test_refusals(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,173 @@
+"""How the Triton launchers choose and launch: addressing, regimes, precision, and configurations. No GPU is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bilagrid.gpu import _gather, _launch, _reduction, _regime, blur, slice, slice_apply, splat, total_variation
+from bilagrid.lattice import Lattice
+
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+def meta(*shape: int, stride: tuple[int, ...] | None = None) -> torch.Tensor:
+    if stride is not None:
+        return torch.empty_strided(shape, stride, device="meta")
+    return torch.empty(shape, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "wide"),
+    [
+        (meta(1, 3, 20000, 20000), False),
+        (meta(2, 3, 20000, 20000), True),
+        (meta(1, 3, 4, 4, stride=(0, 2**30, 4, 1)), True),
+        (meta(2**33, 1, 1, 1).expand(2**33, 1, 1, 1)[:1], False),
+        (meta(1, 1, 1, 1).expand(2**40, 1, 1, 1), False),
+        (meta(0, 2**20, 2**20, 2), False),
+    ],
+)
+def test_int64_addressing_where_an_offset_needs_it(tensor: torch.Tensor, wide: bool) -> None:
+    assert _launch.needs_int64(None, tensor) is wide
+
+
+def test_the_last_offset_decides_less_a_block() -> None:
+    assert not _launch.needs_int64(meta(2**31 - _launch.LARGEST_BLOCK))
+    assert _launch.needs_int64(meta(2**31 - _launch.LARGEST_BLOCK + 1))
+
+
+def test_large_images_are_addressed_with_int64() -> None:
+    lattice = Lattice.cell_centered((8, 16, 16), (40000, 40000))
+    image, guide = meta(1, 3, 40000, 40000), meta(1, 40000, 40000)
+    with _launch.record() as launches:
+        slice_apply.slice_apply(meta(1, 12, 8, 16, 16), guide, image, lattice, offset=True)
+        slice_apply.slice_apply_bwd_grid(guide, image, image, lattice, offset=True)
+    wide = {launch.kernel.__name__ for launch in launches if launch.arguments.get("WIDE")}
+    assert wide >= {"_slice_apply_coarse_kernel", "_reduce_cells_kernel"}
+
+
+def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
+    assert _regime.choose(12, (8, 16, 16), 768) == "coarse"
+    assert _regime.choose(12, (8, 16, 16), 767) == "fine"
+    with _regime.override(regime="fine"):
+        assert _regime.choose(1, (1, 1, 1), 4096) == "fine"
+    assert _regime.choose(1, (1, 1, 1), 4096) == "coarse"
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (16, 135, 240)])
+def test_the_batch_changes_only_the_number_of_programs(size: tuple[int, int, int]) -> None:
+    lattice = Lattice.cell_centered(size, (1080, 1920))
+
+    def launched(batch: int) -> list[_launch.Launch]:
+        with _launch.record() as launches:
+            splat.splat(meta(batch, 3, 1080, 1920), meta(batch, 1080, 1920), lattice)
+        return launches
+
+    for one, many in zip(launched(1), launched(64), strict=True):
+        assert one.kernel is many.kernel
+        assert many.programs == 64 * one.programs < 2**31
+        different = {
+            name
+            for name, value in one.arguments.items()
+            if not isinstance(value, torch.Tensor) and value != many.arguments[name]
+        }
+        assert different <= {"WIDE"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "highest", "high"),
+    [("sm_75", "ieee", "ieee"), ("sm_80", "tf32x3", "tf32"), ("sm_120", "tf32x3", "tf32"), ("gfx942", "ieee", "ieee")],
+)
+def test_precision_obeys_torch(architecture: str, highest: str, high: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    with _regime.override(architecture=architecture):
+        monkeypatch.setattr(_regime, "_allows_tf32", lambda: False)
+        assert _regime.dot_precision(device, torch.float32, torch.float16) == highest
+        assert _regime.dot_precision(device, torch.float16, torch.bfloat16) == high
+        monkeypatch.setattr(_regime, "_allows_tf32", lambda: True)
+        assert _regime.dot_precision(device, torch.float32) == high
+
+
+def test_tf32_follows_the_older_setting() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert not _regime._allows_tf32()
+        torch.set_float32_matmul_precision("high")
+        assert _regime._allows_tf32()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _image(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+LATTICE = Lattice.cell_centered((3, 3, 3), (3, 5))
+AFFINE = (_image(1, 12, 3, 3, 3), _image(1, 3, 5), _image(1, 3, 3, 5))
+USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
+    "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
+    "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
+    "slice_apply": (
+        slice_apply.APPLY_CONFIGS,
+        "coarse",
+        lambda: slice_apply.slice_apply(*AFFINE, LATTICE, offset=True),
+    ),
+    "slice_apply gradient": (
+        slice_apply.BWD_PIXELS_CONFIGS,
+        "coarse",
+        lambda: torch.cat(
+            [t.flatten() for t in slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True)]
+        ),
+    ),
+    "splat fine": (_reduction.NODE_CONFIGS, "fine", lambda: splat.splat(AFFINE[2], AFFINE[1], LATTICE)),
+    "row table": (_gather.ROWS_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
+    "blur": (blur.BLUR_CONFIGS, "fine", lambda: blur.blur(AFFINE[0], (1.0, 0.5, 1.0))),
+    "total_variation gradient": (
+        total_variation.GRADIENT_CONFIGS,
+        "fine",
+        lambda: total_variation.total_variation_bwd(AFFINE[0]),
+    ),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("use", USES)
+def test_every_configuration_gives_the_same_bits(use: str) -> None:
+    configs, regime, run = USES[use]
+    every = list(configs)
+    try:
+        results = []
+        for config in every:
+            configs[:] = [config]
+            with _regime.override(regime=regime):
+                results.append(run())
+    finally:
+        configs[:] = every
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+@interpreted
+def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> list[torch.Tensor]:
+        results = []
+        for regime in ("coarse", "fine"):
+            with _regime.override(regime=regime):
+                results.append(slice_apply.slice_apply(*AFFINE, LATTICE, offset=True))
+                results.extend(slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True))
+                results.append(slice_apply.slice_apply_bwd_grid(AFFINE[1], AFFINE[2], AFFINE[2], LATTICE, offset=True))
+                results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
+        return results
+
+    narrow = run()
+    for module in (_gather, _reduction, slice, slice_apply):
+        monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
+    for wide, expected in zip(run(), narrow, strict=True):
+        torch.testing.assert_close(wide, expected, rtol=0, atol=0)

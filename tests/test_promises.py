@@ -1,0 +1,229 @@
+"""The properties that define the operators, one by one, and the bits that must never change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import bilagrid
+from bilagrid import Lattice
+from tests.helpers import CONSTRUCTORS, TOLERANCE, Problem, device_of, problems
+
+KINDS = st.sampled_from(sorted(CONSTRUCTORS))
+FLOAT64 = problems(dtypes=(torch.float64,))
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """By the table, relative to the largest magnitude."""
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=scale * TOLERANCE[expected.dtype])
+
+
+@given(problem=FLOAT64)
+def test_slice_and_splat_are_adjoint(backend: str, problem: Problem) -> None:
+    grid, guide, values = problem.tensors(device_of(backend))
+    splatted = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
+    sliced = bilagrid.slice(grid, guide, lattice=problem.lattice)
+    assert_close((splatted * grid).sum(), (values * sliced).sum())
+
+
+@given(problem=problems(dtypes=(torch.float32, torch.float64)))
+def test_a_constant_grid_gives_a_constant(backend: str, problem: Problem) -> None:
+    grid, guide, _ = problem.tensors(device_of(backend))
+    out = bilagrid.slice(torch.full_like(grid, 2.5), guide, lattice=problem.lattice)
+    assert_close(out, torch.full_like(out, 2.5))
+
+
+@given(problem=FLOAT64)
+def test_splat_of_ones_sums_to_the_number_of_pixels(backend: str, problem: Problem) -> None:
+    _, guide, values = problem.tensors(device_of(backend))
+    grid = bilagrid.splat(torch.ones_like(values), guide, problem.size, lattice=problem.lattice)
+    pixels = problem.image_size[0] * problem.image_size[1]
+    assert_close(grid.sum((2, 3, 4)), torch.full_like(grid[..., 0, 0, 0], pixels))
+
+
+@given(problem=FLOAT64)
+def test_an_affine_grid_is_reproduced(backend: str, problem: Problem) -> None:
+    """A grid affine in (x, y, z) is read as that function of the pixel's place, saturated at the border."""
+    _, guide, _ = problem.tensors(device_of(backend))
+    (depth, rows, columns), (height, width) = problem.size, problem.image_size
+    nodes = [torch.arange(n, dtype=torch.float64, device=guide.device) for n in problem.size]
+    grid = 0.3 + 2.0 * nodes[0][:, None, None] - 0.7 * nodes[1][:, None] + 1.1 * nodes[2]
+    grid = grid.expand(guide.shape[0], 1, *problem.size)
+    (scale_z, scale_y, scale_x), (offset_z, offset_y, offset_x) = problem.lattice.scale, problem.lattice.offset
+    z = (guide * scale_z + offset_z).clamp(0, depth - 1)
+    y = (torch.arange(height, dtype=torch.float64, device=guide.device) * scale_y + offset_y).clamp(0, rows - 1)
+    x = (torch.arange(width, dtype=torch.float64, device=guide.device) * scale_x + offset_x).clamp(0, columns - 1)
+    expected = (0.3 + 2.0 * z - 0.7 * y[:, None] + 1.1 * x)[:, None]
+    assert_close(bilagrid.slice(grid, guide, lattice=problem.lattice), expected)
+
+
+@given(problem=FLOAT64, a=st.floats(-3, 3), b=st.floats(-3, 3))
+def test_linear(backend: str, problem: Problem, a: float, b: float) -> None:
+    grid, guide, values = problem.tensors(device_of(backend))
+    other_grid, other_values = torch.randn_like(grid), torch.randn_like(values)
+
+    def sliced(g: Tensor) -> Tensor:
+        return bilagrid.slice(g, guide, lattice=problem.lattice)
+
+    def splatted(v: Tensor) -> Tensor:
+        return bilagrid.splat(v, guide, problem.size, lattice=problem.lattice)
+
+    assert_close(sliced(a * grid + b * other_grid), a * sliced(grid) + b * sliced(other_grid))
+    assert_close(splatted(a * values + b * other_values), a * splatted(values) + b * splatted(other_values))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("with_luma", [True, False])
+def test_identity_coefficients_leave_the_image_as_it_is(backend: str, dtype: torch.dtype, with_luma: bool) -> None:
+    image = torch.rand(2, 3, 7, 9).to(device_of(backend), dtype)
+    grid = torch.eye(3, 4).reshape(1, 12, 1, 1, 1).expand(2, 12, 4, 3, 2).to(image)
+    out = bilagrid.slice_apply(grid, None if with_luma else image[:, 0], image)
+    assert_close(out, image)
+
+
+@given(kind=KINDS, axis=st.sampled_from([1, 2]))
+def test_flips(backend: str, kind: str, axis: int) -> None:
+    """A mirrored image reads a mirrored grid; every lattice but that of filters is symmetric."""
+    device = device_of(backend)
+    grid = torch.randn(1, 2, 4, 3, 5, dtype=torch.float64, device=device)
+    guide = torch.rand(1, 7, 9, dtype=torch.float64, device=device)
+    lattice = CONSTRUCTORS[kind]((4, 3, 5), (7, 9))
+    mirrored = bilagrid.slice(grid.flip(axis + 2), guide.flip(axis), lattice=lattice)
+    assert_close(mirrored.flip(axis + 1), bilagrid.slice(grid, guide, lattice=lattice))
+
+
+def test_a_flipped_guide_reads_a_flipped_grid(backend: str) -> None:
+    device = device_of(backend)
+    grid = torch.randn(1, 2, 4, 3, 5, dtype=torch.float64, device=device)
+    guide = torch.rand(1, 7, 9, dtype=torch.float64, device=device)
+    assert_close(bilagrid.slice(grid.flip(2), 1 - guide), bilagrid.slice(grid, guide))
+
+
+def test_a_shift_by_one_cell(backend: str) -> None:
+    """An image moved by as many pixels as a cell has gives the grid moved by one node; away from the border, where nothing saturates."""
+    device = device_of(backend)
+    lattice, size = Lattice.from_sigma(4, 0.25, (17, 25))
+    values = torch.zeros(1, 2, 17, 25, dtype=torch.float64, device=device)
+    guide = torch.full((1, 17, 25), 0.4, dtype=torch.float64, device=device)
+    values[..., 5:9, 5:12] = torch.randn(1, 2, 4, 7, dtype=torch.float64, device=device)
+    guide[:, 5:9, 5:12] = torch.rand(1, 4, 7, dtype=torch.float64, device=device)
+    here = bilagrid.splat(values, guide, size, lattice=lattice)
+    there = bilagrid.splat(values.roll((4, 8), (2, 3)), guide.roll((4, 8), (1, 2)), size, lattice=lattice)
+    assert_close(there, here.roll((1, 2), (3, 4)))
+    assert_close(
+        bilagrid.slice(here.roll((1, 2), (3, 4)), guide.roll((4, 8), (1, 2)), lattice=lattice)[..., 4:, 8:],
+        bilagrid.slice(here, guide, lattice=lattice)[..., :-4, :-8],
+    )
+
+
+def _everything(grid: Tensor, guide: Tensor, image: Tensor) -> list[Tensor]:
+    """Values and gradients, one a batch element."""
+    leaves = [t.clone().requires_grad_() for t in (grid, guide, image)]
+    applied = bilagrid.slice_apply(*leaves)
+    splatted = bilagrid.splat(leaves[2], leaves[1], tuple(grid.shape[2:]))
+    sliced = bilagrid.slice(bilagrid.blur(leaves[0], 0.8), leaves[1])
+    loss = applied.square().sum() + splatted.square().sum() + sliced.square().sum()
+    return [applied, splatted, sliced, *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("size", [(4, 2, 2), (3, 5, 9)], ids=["coarse cells", "fine cells"])
+def test_the_batch_does_not_change_a_bit(backend: str, size: tuple[int, int, int]) -> None:
+    device = device_of(backend)
+    generator = torch.Generator().manual_seed(3)
+    grid = torch.randn(3, 12, *size, generator=generator).to(device)
+    guide = torch.rand(3, 9, 21, generator=generator).to(device)
+    image = torch.rand(3, 3, 9, 21, generator=generator).to(device)
+    together = _everything(grid, guide, image)
+    again = _everything(grid, guide, image)
+    order = [2, 0, 1]
+    permuted = _everything(grid[order], guide[order], image[order])
+    for whole, twice, other in zip(together, again, permuted, strict=True):
+        torch.testing.assert_close(twice, whole, rtol=0, atol=0)
+        torch.testing.assert_close(other, whole[order], rtol=0, atol=0)
+    for n in range(3):
+        one = _everything(grid[n : n + 1], guide[n : n + 1], image[n : n + 1])
+        for alone, whole in zip(one, together, strict=True):
+            torch.testing.assert_close(alone, whole[n : n + 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", sorted(CONSTRUCTORS))
+def test_tiles_equal_the_whole(backend: str, kind: str) -> None:
+    device = device_of(backend)
+    lattice = CONSTRUCTORS[kind]((4, 3, 3), (9, 14))
+    grid, guide = torch.randn(1, 12, 4, 3, 3, device=device), torch.rand(1, 9, 14, device=device)
+    image = torch.rand(1, 3, 9, 14, device=device)
+    whole = bilagrid.slice_apply(grid, guide, image, lattice=lattice)
+    splatted = bilagrid.splat(image, guide, (4, 3, 3), lattice=lattice)
+    total = torch.zeros_like(splatted)
+    for top, bottom in ((0, 5), (5, 9)):
+        for left, right in ((0, 6), (6, 14)):
+            place = (slice(None), slice(top, bottom), slice(left, right))
+            inside = (slice(None), *place)
+            tile = lattice.crop(top, left)
+            out = bilagrid.slice_apply(grid, guide[place], image[inside], lattice=tile)
+            torch.testing.assert_close(out, whole[inside], rtol=0, atol=0)
+            total += bilagrid.splat(image[inside], guide[place], (4, 3, 3), lattice=tile)
+    assert_close(total, splatted)
+
+
+def test_both_regimes_agree(backend: str) -> None:
+    if backend == "numba":
+        # Numba has one way; that both ways are the same is asked of the one that has two.
+        return
+    from bilagrid.gpu import _regime
+
+    device = device_of(backend)
+    grid, guide = torch.randn(1, 12, 4, 3, 3, device=device), torch.rand(1, 9, 21, device=device)
+    image = torch.rand(1, 3, 9, 21, device=device)
+    results = []
+    for regime in ("coarse", "fine"):
+        with _regime.override(regime=regime):
+            results.append(_everything(grid, guide, image))
+    for coarse, fine in zip(*results, strict=True):
+        assert_close(coarse, fine)
+
+
+def test_expanded_inputs(backend: str) -> None:
+    device = device_of(backend)
+    grid = torch.randn(1, 12, 1, 1, 1, device=device).expand(2, 12, 4, 3, 3)
+    guide = torch.rand(1, 7, 1, device=device).expand(2, 7, 9)
+    image = torch.rand(1, 1, 7, 9, device=device).expand(2, 3, 7, 9)
+    for k, found in enumerate(_everything(grid, guide, image)):
+        wanted = _everything(grid.contiguous(), guide.contiguous(), image.contiguous())[k]
+        assert_close(found, wanted)
+
+
+IMAGE, GUIDE, GRID = torch.ones(2, 3, 4, 6), torch.ones(2, 4, 6), torch.ones(2, 12, 3, 2, 2)
+REFUSED = {
+    "rank of the grid": (lambda: bilagrid.slice(GRID[0], GUIDE), ValueError, r"grid must have shape \(N, C, D, Gh, Gw\), got \(12, 3, 2, 2\)"),
+    "guide of other size": (lambda: bilagrid.splat(IMAGE, GUIDE.mT, (3, 2, 2)), ValueError, r"guide must have shape \(N, H, W\) = \(2, 4, 6\) to match values, got \(2, 6, 4\)"),
+    "guide of other batch": (lambda: bilagrid.slice(GRID, GUIDE[:1]), ValueError, r"guide must have shape .* to match grid, got \(1, 4, 6\)"),
+    "grid of other batch": (lambda: bilagrid.slice_apply(GRID[:1], GUIDE, IMAGE), ValueError, "grid must have the batch size of image, 2, got 1"),
+    "channels": (lambda: bilagrid.slice_apply(GRID[:, :10], GUIDE, IMAGE), ValueError, "a multiple of 4 .* got 10"),
+    "channels without offset": (lambda: bilagrid.slice_apply(GRID[:, :10], GUIDE, IMAGE, offset=False), ValueError, "a multiple of 3 .* got 10"),
+    "luma of two channels": (lambda: bilagrid.slice_apply(GRID, None, IMAGE[:, :2]), ValueError, "image must have 3 channels .* got 2"),
+    "integers": (lambda: bilagrid.slice(GRID.int(), GUIDE), TypeError, "grid must be float16.* got torch.int32"),
+    "an array": (lambda: bilagrid.slice(GRID.numpy(), GUIDE), TypeError, "grid must be a torch.Tensor, got ndarray"),
+    "sparse": (lambda: bilagrid.slice(GRID, GUIDE.to_sparse()), TypeError, "guide must be a dense"),
+    "two devices": (lambda: bilagrid.slice(GRID, GUIDE.to("meta")), ValueError, "guide must be on cpu as grid is, got meta"),
+    "an empty image": (lambda: bilagrid.splat(IMAGE[..., :0], GUIDE[..., :0], (3, 2, 2)), ValueError, "all but N at least 1"),
+    "lattice of other grid": (lambda: bilagrid.slice(GRID, GUIDE, lattice=Lattice.half_pixel((3, 2, 3), (4, 6))), ValueError, "lattice is for a grid"),
+    "lattice of other image": (lambda: bilagrid.slice(GRID, GUIDE, lattice=Lattice.half_pixel((3, 2, 2), (4, 5))), ValueError, "lattice is for an image"),
+    "not a lattice": (lambda: bilagrid.slice(GRID, GUIDE, lattice=(3, 2, 2)), TypeError, "lattice must be a bilagrid.Lattice, got tuple"),
+    "size of nothing": (lambda: bilagrid.splat(IMAGE, GUIDE, (0, 2, 2)), ValueError, "size must be"),
+    "negative sigma": (lambda: bilagrid.blur(GRID, -1.0), ValueError, "sigma must be .* got -1.0"),
+    "two sigmas": (lambda: bilagrid.blur(GRID, (1.0, 1.0)), TypeError, "sigma must be"),
+    "NaN sigma": (lambda: bilagrid.blur(GRID, float("nan")), ValueError, "sigma must be .* got nan"),
+    "rank of a variation": (lambda: bilagrid.total_variation(GRID[0]), ValueError, "grid must have shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_the_argument(case: str) -> None:
+    call, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,66 @@
+"""Splat against its reference, and the types and values it takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given
+
+import bilagrid
+from bilagrid.ops.splat import splat_
+from tests.helpers import Problem, assert_near, device_of, numpy64, problems
+from tests.reference import slice as slice_reference
+from tests.reference import splat as expected
+
+WIDE_CELLS = Problem(1, 12, (8, 2, 2), (12, 33), "cell_centered", torch.float32, "contiguous", 0)
+FINE = Problem(1, 1, (9, 5, 5), (7, 9), "half_pixel", torch.float32, "contiguous", 2)
+
+
+@pytest.mark.parametrize("dz", [False, True], ids=["value", "by z"])
+@given(problem=problems())
+@example(problem=WIDE_CELLS)
+@example(problem=FINE)
+def test_equals_reference(backend: str, dz: bool, problem: Problem) -> None:
+    _, guide, values = problem.tensors(device_of(backend))
+    grid = splat_(values, guide, problem.lattice, dz)
+    assert grid.dtype == (torch.float64 if problem.dtype == torch.float64 else torch.float32)
+    assert grid.is_contiguous()
+    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.lattice, dz))
+
+
+@given(problem=problems())
+def test_homogeneous_channel_is_a_channel_of_ones(backend: str, problem: Problem) -> None:
+    _, guide, values = problem.tensors(device_of(backend))
+    ones = torch.ones_like(values[:, :1])
+    plain = splat_(torch.cat([values, ones], 1), guide, problem.lattice)
+    assert_near(splat_(values, guide, problem.lattice, homogeneous=True), plain)
+
+
+@given(problem=problems())
+def test_gradients_equal_reference(backend: str, problem: Problem) -> None:
+    grid, guide, values = problem.tensors(device_of(backend))
+    values, guide = values.requires_grad_(), guide.requires_grad_()
+    out = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
+    out.backward(grid.to(out.dtype))
+    assert values.grad is not None
+    assert guide.grad is not None
+    assert_near(values.grad, slice_reference.slice(numpy64(grid), numpy64(guide), problem.lattice))
+    by_guide = slice_reference.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.lattice)
+    assert_near(guide.grad, by_guide)
+
+
+def test_float16_ones_do_not_overflow() -> None:
+    ones = torch.ones(1, 1, 300, 300, dtype=torch.float16)
+    assert bilagrid.splat(ones, ones[:, 0], (1, 1, 1)).item() == 90_000
+
+
+def test_a_nan_guide_leaves_its_pixel_out(backend: str) -> None:
+    device = device_of(backend)
+    values, guide = torch.randn(1, 2, 5, 7, device=device), torch.rand(1, 5, 7, device=device)
+    guide[0, 2, 3] = float("nan")
+    without = values.clone()
+    without[..., 2, 3] = 0
+    guide_without = guide.nan_to_num(0.5)
+    assert_near(bilagrid.splat(values, guide, (4, 2, 2)), bilagrid.splat(without, guide_without, (4, 2, 2)))
+    guide[0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
+    assert bilagrid.splat(values, guide, (4, 2, 2)).isfinite().all()

@@ -1,0 +1,218 @@
+"""opcheck, torch.compile, export, torch.func, and the refusal of forward mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import bilagrid
+from bilagrid import Lattice
+from bilagrid.ops._register import pack, raw
+from tests.helpers import assert_near, off_nodes
+
+SIZE, IMAGE = (3, 2, 2), (4, 5)
+PLACE = raw(pack(Lattice.cell_centered(SIZE, IMAGE)))
+
+
+def _grid(channels: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, channels, *SIZE)
+
+
+def _pixels(channels: int, batch: int = 2) -> Tensor:
+    return torch.rand(batch, channels, *IMAGE)
+
+
+def _guide(batch: int = 2) -> Tensor:
+    return torch.rand(batch, *IMAGE)
+
+
+RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
+    "splat": [
+        lambda: (_pixels(3), _guide(), *PLACE, False, False),
+        lambda: (_pixels(2).half(), _guide(), *PLACE, False, True),
+        lambda: (_pixels(2).mT.contiguous().mT, _guide().double(), *PLACE, True, False),
+    ],
+    "slice": [lambda: (_grid(3), _guide(), *PLACE, False), lambda: (_grid(3).half(), _guide(), *PLACE, True)],
+    "slice_normalized": [lambda: (1 + _grid(3).square(), _guide(), *PLACE)],
+    "slice_bwd_guide": [
+        lambda: (_grid(3), _guide(), _pixels(3), *PLACE, False),
+        lambda: (_grid(4), _guide().half(), _pixels(3), *PLACE, True),
+    ],
+    "blur": [lambda: (_grid(3), (0.8, 0.0, 1.2))],
+    "slice_apply": [
+        lambda: (_grid(12), _guide(), _pixels(3), *PLACE, True),
+        lambda: (_grid(15), None, _pixels(3).to(memory_format=torch.channels_last), *PLACE, False),
+    ],
+    "slice_apply_bwd_pixels": [
+        lambda: (_grid(12), _guide(), _pixels(3), _pixels(3), *PLACE, True),
+        lambda: (_grid(12), None, _pixels(3).to(memory_format=torch.channels_last), _pixels(3), *PLACE, True),
+    ],
+    "slice_apply_bwd_grid": [
+        lambda: (_guide(), _pixels(3), _pixels(2), *PLACE, True),
+        lambda: (None, _pixels(3).half(), _pixels(2), *PLACE, False),
+    ],
+    "total_variation": [lambda: (_grid(3),)],
+    "total_variation_bwd": [lambda: (_grid(3),)],
+}
+
+
+def test_every_raw_operator_is_checked() -> None:
+    registered = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("bilagrid::")
+    }
+    assert registered == set(RAW)
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, k) for name in RAW for k in range(len(RAW[name]))])
+def test_opcheck(name: str, case: int) -> None:
+    """Autograd lies above the raw operators, so their own registration of it is not asked for."""
+    operator = getattr(torch.ops.bilagrid, name).default
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(operator, RAW[name][case](), test_utils=checks)
+
+
+def chain(grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
+    """Every operator, once."""
+    applied = bilagrid.slice_apply(grid, guide, image)
+    splatted = bilagrid.splat(applied, guide, (3, 2, 2))
+    smooth = bilagrid.slice(bilagrid.blur(splatted, 0.7), guide)
+    return smooth.square().sum() + bilagrid.slice_apply(grid, None, image).sum() + bilagrid.total_variation(grid)
+
+
+def leaves(height: int = 4, width: int = 5, batch: int = 2) -> tuple[Tensor, ...]:
+    grid, guide, image = _grid(12, batch), torch.rand(batch, height, width), torch.rand(batch, 3, height, width)
+    return tuple(t.requires_grad_() for t in (grid, guide, image))
+
+
+def assert_same_with_gradients(
+    found: Callable[..., Tensor], wanted: Callable[..., Tensor], given: tuple[Tensor, ...]
+) -> None:
+    a, b = found(*given), wanted(*given)
+    assert_near(a, b)
+    for x, y in zip(torch.autograd.grad(a, given), torch.autograd.grad(b, given), strict=True):
+        assert_near(x, y)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def test_compile_without_a_graph_break() -> None:
+    assert_same_with_gradients(torch.compile(chain, fullgraph=True, backend="aot_eager"), chain, leaves())
+
+
+@pytest.mark.slow
+def test_compile_with_inductor() -> None:
+    assert_same_with_gradients(torch.compile(chain, fullgraph=True), chain, leaves())
+
+
+@pytest.mark.parametrize("name", ["cell_centered", "half_pixel", "corner_aligned"])
+def test_one_graph_for_every_image_size(name: str) -> None:
+    graphs = 0
+
+    def count(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    def run(grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
+        lattice = getattr(Lattice, name)((3, 2, 2), (image.shape[2], image.shape[3]))
+        return bilagrid.slice_apply(grid, guide, image, lattice=lattice)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=count)
+    for height, width in ((4, 5), (7, 6), (9, 31), (16, 8)):
+        given = [t.detach() for t in leaves(height, width)]
+        assert_near(compiled(*given), run(*given))
+    assert graphs == 1
+
+
+def test_one_graph_for_every_image_size_with_gradients() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(chain, fullgraph=True, dynamic=True, backend=counter)
+    for height, width in ((4, 5), (7, 6), (9, 31)):
+        assert_same_with_gradients(compiled, chain, leaves(height, width))
+    assert counter.frame_count == 1
+
+
+def test_export_with_dynamic_height_and_width() -> None:
+    class Apply(torch.nn.Module):
+        def forward(self, grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
+            return bilagrid.slice_apply(grid, guide, image) + bilagrid.slice(grid[:, :3], guide)
+
+    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+    shapes = {"grid": None, "guide": {1: height, 2: width}, "image": {2: height, 3: width}}
+    program = torch.export.export(Apply(), tuple(t.detach() for t in leaves()), dynamic_shapes=shapes)
+    for size in ((4, 5), (11, 8)):
+        given = tuple(t.detach() for t in leaves(*size))
+        assert_near(program.module()(*given), Apply()(*given))
+
+
+def test_func_grad_and_grad_of_grad() -> None:
+    grid, guide, image = (t.detach().double() for t in leaves(batch=1))
+    guide = off_nodes(guide.shape, SIZE[0])
+
+    def loss(guide: Tensor) -> Tensor:
+        return bilagrid.slice_apply(grid, guide, image).square().sum()
+
+    leaf = guide.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    assert_near(torch.func.grad(loss)(guide), expected)
+    (second,) = torch.autograd.grad(expected.sum(), leaf)
+    found = torch.func.grad(lambda g: torch.func.grad(loss)(g).sum())(guide)
+    assert second.abs().max() > 0
+    assert_near(found, second)
+
+
+def test_jacrev_of_a_linear_operator_is_its_matrix() -> None:
+    guide = torch.rand(1, 2, 3, dtype=torch.float64)
+    grid = torch.randn(1, 1, *SIZE, dtype=torch.float64)
+    matrix = torch.func.jacrev(lambda g: bilagrid.slice(g, guide))(grid).reshape(6, -1)
+    assert_near(matrix @ grid.flatten(), bilagrid.slice(grid, guide).flatten())
+    values = torch.randn(1, 1, 2, 3, dtype=torch.float64)
+    adjoint = torch.func.jacrev(lambda v: bilagrid.splat(v, guide, SIZE))(values).reshape(-1, 6)
+    assert_near(adjoint, matrix.mT)
+
+
+@pytest.mark.parametrize("mapped", [(0, 0, 0), (0, None, 0), (None, 0, 0), (1, 0, 0), (0, None, None)])
+def test_vmap_equals_a_loop(mapped: tuple[int | None, ...]) -> None:
+    draw = (lambda: _grid(12), lambda: _guide(), lambda: _pixels(3))
+    given = [
+        one() if dim is None else torch.stack([one() for _ in range(3)], dim)
+        for one, dim in zip(draw, mapped, strict=True)
+    ]
+
+    def run(grid: Tensor, guide: Tensor, image: Tensor) -> tuple[Tensor, ...]:
+        splatted = bilagrid.splat(image, guide, SIZE)
+        return bilagrid.slice_apply(grid, guide, image), bilagrid.blur(splatted, 0.8), bilagrid.total_variation(grid)
+
+    for method in (run, torch.func.grad(lambda *a: sum(t.sum() for t in run(*a)), argnums=(0, 1, 2))):
+        found = torch.vmap(method, in_dims=mapped)(*given)
+        for k in range(3):
+            wanted = method(*(t if d is None else t.select(d, k) for t, d in zip(given, mapped, strict=True)))
+            for a, b in zip(found, wanted, strict=True):
+                assert_near(a[k], b)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),)),
+        lambda f, x: torch.func.jacfwd(f)(x),
+        lambda f, x: torch.func.hessian(f)(x),
+    ],
+    ids=["jvp", "jacfwd", "hessian"],
+)
+def test_forward_mode_is_refused_by_name(transform: Callable[..., Any]) -> None:
+    guide = _guide(1)
+    with pytest.raises(NotImplementedError, match=r"jacrev\(torch.func.jacrev\(f\)\)"):
+        transform(lambda g: bilagrid.slice(g, guide).sum(), _grid(1, 1))
+    hessian = torch.func.jacrev(torch.func.jacrev(lambda g: bilagrid.slice(g, guide).square().sum()))(_grid(1, 1))
+    assert hessian.isfinite().all()
