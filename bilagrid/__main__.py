@@ -26,7 +26,7 @@ _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar
 _File = Annotated[Path, tyro.conf.Positional]
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """What the user has to change, in one line."""
 
 
@@ -44,7 +44,7 @@ def filter_(
     Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour (TIFF: also 32-bit float). Depth, alpha, colour profile and EXIF are kept, and a picture
     that EXIF says is rotated is stored upright. JPEG holds 8 bits and no alpha.
 
-    Examples:
+    To try:
 
     python -m bilagrid filter
         filters a photograph that comes with scikit-image and writes a before/after picture here
@@ -67,14 +67,14 @@ def filter_(
     """
     _check_sigmas(sigma_space, sigma_color)
     if overwrite and skip_existing:
-        raise _Refusal("--overwrite and --skip-existing exclude each other")
+        raise _RefusalError("--overwrite and --skip-existing exclude each other")
     if not paths:
         if guide is not None:
-            raise _Refusal("--guide needs an input of its own: filter IN OUT --guide FILE")
+            raise _RefusalError("--guide needs an input of its own: filter IN OUT --guide FILE")
         _demonstrate(sigma_space, sigma_color, overwrite)
         return
     if len(paths) == 1:
-        raise _Refusal(f"OUT is missing: filter {paths[0]} OUT")
+        raise _RefusalError(f"OUT is missing: filter {paths[0]} OUT")
     jobs = _jobs(paths[:-1], paths[-1])
     for source, target in jobs:
         images.check_target(target, images.probe(source))
@@ -88,17 +88,23 @@ def filter_(
         try:
             picture = images.read(source)
             if guide_picture is not None and guide_picture.size != picture.size:
-                raise _Refusal(f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}")
+                raise _RefusalError(
+                    f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}"
+                )
             smooth, _ = _smooth(picture, guide_picture, sigma_space, sigma_color)
             target.parent.mkdir(parents=True, exist_ok=True)
             images.write(target, smooth, picture, alpha=picture.alpha)
-        except (images.ImageError, _Refusal, ValueError, OSError) as error:
+        except (images.ImageError, _RefusalError, ValueError, OSError) as error:
             if len(todo) == 1:
                 raise
             failures.append(str(error))
-    print(f"wrote {todo[0][1]}" if len(jobs) == 1 and todo else f"wrote {len(todo) - len(failures)} of {len(jobs)} pictures")
+    print(
+        f"wrote {todo[0][1]}"
+        if len(jobs) == 1 and todo
+        else f"wrote {len(todo) - len(failures)} of {len(jobs)} pictures"
+    )
     if failures:
-        raise _Refusal("\nbilagrid: ".join(failures))
+        raise _RefusalError("\nbilagrid: ".join(failures))
 
 
 def upsample(
@@ -117,7 +123,7 @@ def upsample(
     Shrink HIGH to LOW_IN, edit that into LOW_OUT by any slow means, and get at OUT the edit at full size, with the edges of HIGH. OUT has the depth and
     metadata of LOW_OUT and the alpha of HIGH, if it has one.
 
-    Example:
+    To try:
 
     python -m bilagrid upsample photo.png small.png small_edited.png photo_edited.png
 
@@ -141,15 +147,15 @@ def upsample(
     large, small, edited = (images.read(source) for source in sources)
     images.check_target(out, edited.spec)
     if large.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise _Refusal(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
+        raise _RefusalError(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
     if small.size != edited.size:
-        raise _Refusal(f"LOW_OUT must be as large as LOW_IN, {_extent(small)}, got {_extent(edited)}")
+        raise _RefusalError(f"LOW_OUT must be as large as LOW_IN, {_extent(small)}, got {_extent(edited)}")
     if any(low > full for low, full in zip(small.size, large.size, strict=True)):
-        raise _Refusal(f"HIGH must be at least as large as LOW_IN, {_extent(small)}, got {_extent(large)}")
+        raise _RefusalError(f"HIGH must be at least as large as LOW_IN, {_extent(small)}, got {_extent(large)}")
     ratios = [full / low for low, full in zip(small.size, large.size, strict=True)]
     # Shrinking rounds each side to whole pixels, by at most one.
     if abs(ratios[0] - ratios[1]) * min(small.size) > max(ratios) + 1e-6:
-        raise _Refusal(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
+        raise _RefusalError(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
     result = bilagrid.joint_bilateral_upsample(
         _tensor(edited.pixels), _luma(small), _luma(large), sigma_space=sigma_space, sigma_color=sigma_color
     )
@@ -174,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr)
         return 130
-    except (images.ImageError, _Refusal, ValueError, OverflowError, OSError) as error:
+    except (images.ImageError, _RefusalError, ValueError, OverflowError, OSError) as error:
         print(f"bilagrid: {error}", file=sys.stderr)
         return 2
     except MemoryError:
@@ -188,7 +194,9 @@ def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> Non
         import skimage.data
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
-        raise _Refusal(f'the example photograph comes with scikit-image: pip install "bilagrid[images]" ({error})') from None
+        raise _RefusalError(
+            f'the example photograph comes with scikit-image: pip install "bilagrid[images]" ({error})'
+        ) from None
     source = Path(skimage.data.__file__).parent / "coffee.png"
     target, comparison = Path("coffee_filtered.png"), Path("coffee_before_after.png")
     _unwritten([(source, target), (source, comparison)], overwrite, False)
@@ -235,7 +243,7 @@ def _jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             inside = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
             pictures = [path for path in inside if path.suffix.lower() in images.SUFFIXES]
             if not pictures:
-                raise _Refusal(f"{source}: holds no {' '.join(images.SUFFIXES)} files")
+                raise _RefusalError(f"{source}: holds no {' '.join(images.SUFFIXES)} files")
             if len(pictures) < len(inside):
                 print(f"{source}: {len(inside) - len(pictures)} other files are left out", file=sys.stderr)
             files += pictures
@@ -245,23 +253,23 @@ def _jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
         _check_file(out)
         return [(sources[0], out)]
     if out.exists() and not out.is_dir():
-        raise _Refusal(f"{out}: must be a folder to hold {len(files)} pictures, is a file")
+        raise _RefusalError(f"{out}: must be a folder to hold {len(files)} pictures, is a file")
     if not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
-        raise _Refusal(f"{out}: must be a folder to hold {len(files)} pictures, has the name of a file")
+        raise _RefusalError(f"{out}: must be a folder to hold {len(files)} pictures, has the name of a file")
     jobs = [(file, out / file.name) for file in files]
     seen: dict[Path, Path] = {}
     for source, target in jobs:
         if target in seen:
-            raise _Refusal(f"{seen[target]} and {source} would both be written to {target}")
+            raise _RefusalError(f"{seen[target]} and {source} would both be written to {target}")
         seen[target] = source
     return jobs
 
 
 def _check_file(out: Path) -> None:
     if out.suffix.lower() not in images.SUFFIXES:
-        raise _Refusal(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(images.SUFFIXES)}")
+        raise _RefusalError(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(images.SUFFIXES)}")
     if not out.parent.is_dir():
-        raise _Refusal(f"{out.parent}: no such folder")
+        raise _RefusalError(f"{out.parent}: no such folder")
 
 
 def _unwritten(jobs: list[tuple[Path, Path]], overwrite: bool, skip_existing: bool) -> list[tuple[Path, Path]]:
@@ -271,20 +279,20 @@ def _unwritten(jobs: list[tuple[Path, Path]], overwrite: bool, skip_existing: bo
         return [job for job in jobs if job[1] not in existing]
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise _Refusal(f"{existing[0]}{more} exists; --overwrite replaces it")
+        raise _RefusalError(f"{existing[0]}{more} exists; --overwrite replaces it")
     return jobs
 
 
 def _refuse_same(sources: Sequence[Path], target: Path) -> None:
     for source in sources:
         if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
-            raise _Refusal(f"{target}: is an input, choose another name to write to")
+            raise _RefusalError(f"{target}: is an input, choose another name to write to")
 
 
 def _check_sigmas(sigma_space: float, sigma_color: float) -> None:
     for name, value in (("--sigma-space", sigma_space), ("--sigma-color", sigma_color)):
         if not (math.isfinite(value) and value > 0):
-            raise _Refusal(f"{name} must be a number above 0, got {value:g}")
+            raise _RefusalError(f"{name} must be a number above 0, got {value:g}")
 
 
 def _extent(picture: images.Picture) -> str:

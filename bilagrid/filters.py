@@ -18,6 +18,10 @@ from bilagrid.ops.splat import splat_
 # A tent's variance, in nodes squared, is 1/6; splat and slice each blur by one.
 _TENT_VARIANCE = 1 / 3
 
+# Cells are at least so fine: wide sigmas then cost what narrow ones do, and come closer to the exact filter.
+_LEAST_CELLS = 16  # over the guide's range
+_LARGEST_CELL = 8.0  # pixels
+
 # Joint upsampling's share of the plain bilinear result: it decides only where no low-resolution pixel of a like guide value is near.
 _UPSAMPLE_PRIOR = 1e-5
 
@@ -44,7 +48,8 @@ def bilateral_filter(
         sigma_space: standard deviation in pixels.
         sigma_color: standard deviation in units of the guide.
         guide_range: least and greatest guide value; values beyond are filtered as if at the border. None measures the guide: the one host synchronisation.
-        nodes_per_sigma: grid nodes a sigma along ``(z, y, x)``, at least 0.58; more is closer to the exact filter and slower.
+        nodes_per_sigma: least number of grid nodes a sigma along ``(z, y, x)``, 0.58 or more; more is closer to the exact filter and slower. Wide
+            sigmas get more by themselves: cells of at most 8 pixels, and at least 16 over the guide's range.
 
     Returns:
         ``(N, C, H, W)`` in the image's dtype.
@@ -71,9 +76,9 @@ def bilateral_filter(
         guide = _own_guide("image", image)
     else:
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
-    lattice = _filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
+    lattice, sigma = _filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, image)
-    grid = blur(splat_(image, guide, lattice, homogeneous=True), _blur_sigma(nodes_per_sigma))
+    grid = blur(splat_(image, guide, lattice, homogeneous=True), sigma)
     return slice_normalized_(grid, guide, lattice).to(image.dtype)
 
 
@@ -101,7 +106,7 @@ def joint_bilateral_upsample(
         sigma_space: standard deviation in low-resolution pixels.
         sigma_color: standard deviation in units of the guides.
         guide_range: least and greatest value of both guides; None measures both: the one host synchronisation.
-        nodes_per_sigma: grid nodes a sigma along ``(z, y, x)``, at least 0.58.
+        nodes_per_sigma: as in `bilateral_filter`.
 
     Returns:
         ``(N, C, H, W)`` in the dtype of ``low``.
@@ -128,9 +133,9 @@ def joint_bilateral_upsample(
     if guide_range is None:
         (low_least, low_most), (high_least, high_most) = _measure("guide_low", guide_low), _measure("guide_high", guide_high)
         guide_range = min(low_least, high_least), max(low_most, high_most)
-    lattice = _filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
+    lattice, sigma = _filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, low)
-    grid = blur(splat_(low, guide_low, lattice, homogeneous=True), _blur_sigma(nodes_per_sigma))
+    grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
     sliced = slice_(grid, guide_high, _at_size(lattice, tuple(guide_high.shape[1:])))
     prior = torch.nn.functional.interpolate(low.to(sliced.dtype), size=guide_high.shape[1:], mode="bilinear")
     weighted, weight = sliced[:, :-1], sliced[:, -1:]
@@ -151,7 +156,8 @@ def _filter_lattice(
     sigma_color: float,
     guide_range: tuple[float, float] | None,
     nodes_per_sigma: tuple[float, float, float],
-) -> Lattice:
+) -> tuple[Lattice, tuple[float, float, float]]:
+    """The lattice, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
     if any(nodes**2 < _TENT_VARIANCE for nodes in nodes_per_sigma):
         raise ValueError(
             f"nodes_per_sigma must be at least {math.sqrt(_TENT_VARIANCE):.3f} each, below which the tents alone blur by more than sigma, got {nodes_per_sigma}"
@@ -159,10 +165,17 @@ def _filter_lattice(
     if guide_range is None:
         guide_range = _measure("guide", guide)
     height, width = guide.shape[1:]
+    along_z, along_y, along_x = nodes_per_sigma
+    extent = guide_range[1] - guide_range[0]
+    if 0 < sigma_color < extent:
+        along_z = max(along_z, _LEAST_CELLS * sigma_color / extent)
+    finest = sigma_space / _LARGEST_CELL
+    nodes_per_sigma = along_z, max(along_y, finest), max(along_x, finest)
     lattice, _ = Lattice.from_sigma(
         sigma_space, sigma_color, (height, width), guide_range=guide_range, nodes_per_sigma=nodes_per_sigma
     )
-    return lattice
+    z, y, x = (math.sqrt(max(nodes**2 - _TENT_VARIANCE, 0.0)) for nodes in nodes_per_sigma)
+    return lattice, (z, y, x)
 
 
 def _measure(name: str, guide: Tensor) -> tuple[float, float]:
@@ -173,12 +186,6 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range")
     return least, greatest
-
-
-def _blur_sigma(nodes_per_sigma: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The Gaussian that together with the tents of splat and slice has one sigma."""
-    z, y, x = (math.sqrt(max(nodes**2 - _TENT_VARIANCE, 0.0)) for nodes in nodes_per_sigma)
-    return z, y, x
 
 
 def _at_size(lattice: Lattice, image_size: tuple[int, int]) -> Lattice:

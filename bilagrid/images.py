@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 try:
-    import OpenImageIO as oiio
+    import OpenImageIO as oiio  # noqa: N813 -- its own documentation names it so
 except ImportError as error:
     raise ImportError('image files need OpenImageIO: pip install "bilagrid[images]"') from error
 
@@ -159,7 +159,7 @@ def _open(path: Path) -> Any:
 
 def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> Any:
     height, width, channels = values.shape
-    spec = oiio.ImageSpec(width, height, channels, str(values.dtype))
+    spec = oiio.ImageSpec(width, height, channels, "float" if values.dtype == np.float32 else str(values.dtype))
     spec.extra_attribs = source.extra_attribs
     spec.alpha_channel = channels - 1 if has_alpha else -1
     for name in ("oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):

@@ -40,8 +40,9 @@ def everything(seed: int) -> list[Tensor]:
     applied = bilagrid.slice_apply(grid, guide, image)
     splatted = bilagrid.splat(image, guide, (8, 60, 50))
     sliced = bilagrid.slice(bilagrid.blur(splatted, 1.0), guide)
-    loss = applied.square().sum() + sliced.square().sum() + bilagrid.total_variation(grid)
-    return [applied, splatted, sliced, loss, *torch.autograd.grad(loss, leaves)]
+    variation = bilagrid.total_variation(grid)
+    loss = applied.square().sum() + sliced.square().sum() + variation
+    return [applied, splatted, sliced, variation, *torch.autograd.grad(loss, leaves)]
 
 
 def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:

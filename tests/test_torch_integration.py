@@ -137,9 +137,11 @@ def test_one_graph_for_every_image_size(name: str) -> None:
 def test_one_graph_for_every_image_size_with_gradients() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(chain, fullgraph=True, dynamic=True, backend=counter)
-    for height, width in ((4, 5), (7, 6), (9, 31)):
+    assert_same_with_gradients(compiled, chain, leaves(4, 5))
+    first = counter.frame_count  # Dynamo may start over within the first call, to fix Python floats
+    for height, width in ((7, 6), (9, 31)):
         assert_same_with_gradients(compiled, chain, leaves(height, width))
-    assert counter.frame_count == 1
+    assert counter.frame_count == first
 
 
 def test_export_with_dynamic_height_and_width() -> None:

@@ -80,9 +80,20 @@ def tent_z(z, below, node, D: tl.constexpr, DZ: tl.constexpr):
 
 
 @triton.jit
+def luma_weight(channel: tl.constexpr, dtype: tl.constexpr):
+    """BT.601's weight of red, green or blue, exact in ``dtype``: a bare Python float would be a float32."""
+    if channel == 0:
+        return tl.full([], 0.299, dtype)
+    elif channel == 1:
+        return tl.full([], 0.587, dtype)
+    else:
+        return tl.full([], 0.114, dtype)
+
+
+@triton.jit
 def luma(red, green, blue):
     """BT.601."""
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return luma_weight(0, red.dtype) * red + luma_weight(1, red.dtype) * green + luma_weight(2, red.dtype) * blue
 
 
 @triton.jit

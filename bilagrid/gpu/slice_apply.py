@@ -20,7 +20,7 @@ from bilagrid.gpu._gather import (
     table_planes,
     table_value,
 )
-from bilagrid.gpu._geometry import guide_factor, luma, widen
+from bilagrid.gpu._geometry import guide_factor, luma, luma_weight, widen
 from bilagrid.gpu._launch import (
     RUNTIME,
     compute_dtype,
@@ -241,9 +241,9 @@ def _store_quad_grad(
     """Store the gradient by a quad's image channels, to which luma adds the guide's."""
     a, b, c, d = split_quad(by_terms)
     if LUMA:
-        a += 0.299 * by_guide
-        b += 0.587 * by_guide
-        c += 0.114 * by_guide
+        a += luma_weight(0, by_guide.dtype) * by_guide
+        b += luma_weight(1, by_guide.dtype) * by_guide
+        c += luma_weight(2, by_guide.dtype) * by_guide
     first = widen(quad * 4, WIDE)
     tl.store(grad_image_ptr + first * stride_c, a, mask=mask & (quad * 4 < C_IN))
     tl.store(grad_image_ptr + (first + 1) * stride_c, b, mask=mask & (quad * 4 + 1 < C_IN))
@@ -434,8 +434,8 @@ def _slice_apply_bwd_pixels_fine_kernel(
             if not LUMA:
                 by_guide = tl.fma((above - below) * term, grad, by_guide)
         if LUMA:
-            zero = tl.zeros([], ACC)
-            weight = tl.where(k == 0, zero + 0.299, tl.where(k == 1, zero + 0.587, zero + 0.114))
+            green_or_blue = tl.where(k == 1, luma_weight(1, ACC), luma_weight(2, ACC))
+            weight = tl.where(k == 0, luma_weight(0, ACC), green_or_blue)
             by_term += weight * (by_guide * to_guide)
         offset_k = widen(k, WIDE) * stride_grad_image_c
         tl.store(grad_image_ptr + offset_k, by_term, mask=mask & (k < C_IN))
