@@ -19,8 +19,10 @@ try:
     from tqdm import tqdm
 
     from bilagrid import images
-except ImportError as _missing:
-    sys.exit(f'bilagrid: {_missing}\nthe command line needs more packages: pip install "bilagrid[images]"')
+except ImportError:
+    _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
+    print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
+    sys.exit(2)
 
 _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IN ... OUT]")]
 _File = Annotated[Path, tyro.conf.Positional]
@@ -195,7 +197,7 @@ def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> Non
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
         raise _RefusalError(
-            f'the example photograph comes with scikit-image: pip install "bilagrid[images]" ({error})'
+            f'the example photograph comes with scikit-image: python -m pip install -c constraints.txt -e ".[images]" ({error})'
         ) from None
     source = Path(skimage.data.__file__).parent / "coffee.png"
     target, comparison = Path("coffee_filtered.png"), Path("coffee_before_after.png")

@@ -131,12 +131,15 @@ def joint_bilateral_upsample(
     _checks.same("guide_low", guide_low, "(N, h, w)", (low.shape[0], *low.shape[2:]), "low")
     _checks.same("guide_high", guide_high, "(N, H, W)", (low.shape[0], *guide_high.shape[1:]), "low")
     if guide_range is None:
-        (low_least, low_most), (high_least, high_most) = _measure("guide_low", guide_low), _measure("guide_high", guide_high)
+        (low_least, low_most), (high_least, high_most) = (
+            _measure("guide_low", guide_low),
+            _measure("guide_high", guide_high),
+        )
         guide_range = min(low_least, high_least), max(low_most, high_most)
     lattice, sigma = _filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, low)
     grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
-    sliced = slice_(grid, guide_high, _at_size(lattice, tuple(guide_high.shape[1:])))
+    sliced = slice_(grid, guide_high, _at_size(lattice, guide_high.shape[1], guide_high.shape[2]))
     prior = torch.nn.functional.interpolate(low.to(sliced.dtype), size=guide_high.shape[1:], mode="bilinear")
     weighted, weight = sliced[:, :-1], sliced[:, -1:]
     return ((weighted + _UPSAMPLE_PRIOR * prior) / (weight + _UPSAMPLE_PRIOR)).to(low.dtype)
@@ -147,7 +150,9 @@ def _own_guide(name: str, image: Tensor) -> Tensor:
         return image[:, 0]
     if image.shape[1] == 3:
         return luma(image)
-    raise ValueError(f"{name} must have 1 or 3 channels to be its own guide, got {image.shape[1]}; pass guide=(N, H, W)")
+    raise ValueError(
+        f"{name} must have 1 or 3 channels to be its own guide, got {image.shape[1]}; pass guide=(N, H, W)"
+    )
 
 
 def _filter_lattice(
@@ -184,14 +189,16 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     least, greatest = torch.stack(guide.detach().aminmax()).tolist()
     if not (math.isfinite(least) and math.isfinite(greatest)):
-        raise ValueError(f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range")
+        raise ValueError(
+            f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range"
+        )
     return least, greatest
 
 
-def _at_size(lattice: Lattice, image_size: tuple[int, int]) -> Lattice:
+def _at_size(lattice: Lattice, height: int, width: int) -> Lattice:
     """The same grid seen by an image of another size that covers the same area."""
     scale_z, scale_y, scale_x, anchor_z, anchor_y, anchor_x = lattice.steps
-    ratio_y, ratio_x = lattice.image_size[0] / image_size[0], lattice.image_size[1] / image_size[1]
+    ratio_y, ratio_x = lattice.image_size[0] / height, lattice.image_size[1] / width
     steps = (
         scale_z,
         scale_y * ratio_y,
@@ -200,7 +207,7 @@ def _at_size(lattice: Lattice, image_size: tuple[int, int]) -> Lattice:
         anchor_y + scale_y * (ratio_y - 1) / 2,
         anchor_x + scale_x * (ratio_x - 1) / 2,
     )
-    return Lattice(lattice.kind, lattice.size, image_size, (0, 0), steps)
+    return Lattice(lattice.kind, lattice.size, (height, width), (0, 0), steps)
 
 
 def _refuse_too_large(lattice: Lattice, values: Tensor) -> None:

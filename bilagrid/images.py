@@ -14,7 +14,9 @@ import numpy as np
 try:
     import OpenImageIO as oiio  # noqa: N813 -- its own documentation names it so
 except ImportError as error:
-    raise ImportError('image files need OpenImageIO: pip install "bilagrid[images]"') from error
+    raise ImportError(
+        'image files need OpenImageIO: python -m pip install -c constraints.txt -e ".[images]"'
+    ) from error
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _JPEG = (".jpg", ".jpeg")

@@ -14,7 +14,7 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
-from bilagrid.ops import _backend
+from bilagrid.ops import _backend  # noqa: E402
 
 BACKENDS = ["numba", "cuda" if HAS_CUDA else "interpreter"]
 
@@ -23,6 +23,15 @@ _COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": [Heal
 settings.register_profile("bilagrid", max_examples=8, **_COMMON)
 settings.register_profile("thorough", max_examples=150, **_COMMON)
 settings.load_profile("bilagrid")
+
+
+@pytest.fixture(
+    params=["numba", pytest.param(BACKENDS[1], marks=[] if HAS_CUDA else [pytest.mark.slow])], ids=lambda name: name
+)
+def backend_in_depth(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `backend`, for what takes the interpreter seconds a case."""
+    with _backend.override("gpu" if request.param == "interpreter" else "cpu"):
+        yield request.param
 
 
 @pytest.fixture(params=BACKENDS)
@@ -51,4 +60,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if HAS_CUDA:
         terminalreporter.write_line("CUDA and Numba ran; the interpreter did not: CUDA_VISIBLE_DEVICES= pytest tests/")
     else:
-        terminalreporter.write_line("Numba and Triton's interpreter ran; no GPU here, so the compiled kernels did not run.")
+        terminalreporter.write_line(
+            "Numba and Triton's interpreter ran; no GPU here, so the compiled kernels did not run."
+        )

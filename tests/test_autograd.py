@@ -79,9 +79,9 @@ def test_gradients(backend: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_second_gradients(backend: str, case: str) -> None:
+def test_second_gradients(backend_in_depth: str, case: str) -> None:
     function, arguments = CASES[case]
-    leaves = [t.to(device_of(backend)).requires_grad_() for t in arguments()]
+    leaves = [t.to(device_of(backend_in_depth)).requires_grad_() for t in arguments()]
     assert gradgradcheck(function, leaves, fast_mode=True)
 
 

@@ -36,7 +36,7 @@ def test_from_sigma() -> None:
     assert lattice.size == size
     assert lattice.scale == pytest.approx((12.5, 1 / 8, 1 / 8))
     scale_z, offset_z = lattice.scale[0], lattice.offset[0]
-    assert 0 < -1.0 * scale_z + offset_z
+    assert -1.0 * scale_z + offset_z > 0
     assert 3.0 * scale_z + offset_z < size[0] - 1
     assert (IMAGE[0] - 1) / 8 <= size[1] - 1
 

@@ -17,7 +17,9 @@ def test_equals_reference_with_gradient(backend: str, problem: Problem) -> None:
     value = bilagrid.total_variation(grid)
     assert value.dtype == problem.dtype
     wanted = expected.total_variation(numpy64(grid))
-    assert value.item() == pytest.approx(wanted, rel={torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(problem.dtype, 1e-5))
+    assert value.item() == pytest.approx(
+        wanted, rel={torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(problem.dtype, 1e-5)
+    )
     value.backward()
     assert grid.grad is not None
     assert_near(grid.grad, expected.total_variation_bwd(numpy64(grid)))

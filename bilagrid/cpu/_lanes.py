@@ -16,9 +16,7 @@ _INDEX = ir.IntType(32)
 
 
 @intrinsic
-def gather_pair(
-    typingctx: Any, table: Any, near: Any, far: Any, left: Any, right: Any, lower: Any, upper: Any
-) -> Any:
+def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, left: Any, right: Any, lower: Any, upper: Any) -> Any:
     """Two channels at one pixel, ``sum over x of (left, right) and z of (lower, upper)``, as a tuple.
 
     ``table`` holds ``(node, channel)`` pairs; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper corner follows it.
@@ -43,7 +41,16 @@ def gather_pair(
 
 @intrinsic
 def scatter_pair(
-    typingctx: Any, table: Any, near: Any, far: Any, left: Any, right: Any, lower: Any, upper: Any, first: Any, second: Any
+    typingctx: Any,
+    table: Any,
+    near: Any,
+    far: Any,
+    left: Any,
+    right: Any,
+    lower: Any,
+    upper: Any,
+    first: Any,
+    second: Any,
 ) -> Any:
     """Adds two channels' values ``first`` and ``second``, with the weights of `gather_pair`, to the cells at offsets ``near`` and ``far``.
 

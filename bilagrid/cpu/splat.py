@@ -38,7 +38,9 @@ def close_strip(strip, partial):
             for channel in range(2):
                 partial[y, pair, 0, channel] = strip[y, pair, 0, channel]
                 for node in range(1, strip.shape[2]):
-                    partial[y, pair, node, channel] = strip[y, pair, node, channel] + strip[y, pair, node - 1, 2 + channel]
+                    partial[y, pair, node, channel] = (
+                        strip[y, pair, node, channel] + strip[y, pair, node - 1, 2 + channel]
+                    )
 
 
 def _splat_kernel(
@@ -128,9 +130,7 @@ class StripSums:
         return grid
 
 
-def splat(
-    values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, homogeneous: bool = False
-) -> Tensor:
+def splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, homogeneous: bool = False) -> Tensor:
     dtype = compute_type(values, guide)
     at = Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
     channels = values.shape[1] + homogeneous

@@ -13,6 +13,4 @@ def empty_as(image: Tensor, channels: int) -> Tensor:
     batch, _, height, width = image.shape
     interleaved = image.stride(1) < image.stride(3)
     layout = torch.channels_last if interleaved else torch.contiguous_format
-    return torch.empty(
-        (batch, channels, height, width), dtype=image.dtype, device=image.device, memory_format=layout
-    )
+    return torch.empty((batch, channels, height, width), dtype=image.dtype, device=image.device, memory_format=layout)

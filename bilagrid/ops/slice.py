@@ -61,7 +61,9 @@ def slice_normalized_(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:
     return _SliceNormalized.apply(grid, guide, pack(lattice))
 
 
-def slice_bwd_guide_(grid: Tensor, guide: Tensor, values: Tensor, lattice: Lattice, homogeneous: bool = False) -> Tensor:
+def slice_bwd_guide_(
+    grid: Tensor, guide: Tensor, values: Tensor, lattice: Lattice, homogeneous: bool = False
+) -> Tensor:
     """The gradient by the guide that slice and splat share: ``scale_z sum_c values_c slice_dz(grid, guide)_c``, ``(N, H, W)``.
 
     With ``homogeneous`` the grid has one channel more than ``values``, whose value is 1.

@@ -67,9 +67,7 @@ def slice_apply(
     return _SliceApply.apply(grid, guide, image, offset, pack(lattice))
 
 
-def _fake_slice_apply(
-    grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool
-) -> Tensor:
+def _fake_slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
     return empty_as(image, grid.shape[1] // (image.shape[1] + offset))
 
 
@@ -149,14 +147,15 @@ class _SliceApplyBwdPixels(Function):
         ctx.save_for_backward(grid, guide, image, grad_output)
 
     @staticmethod
-    def backward(ctx: Any, by_image: Tensor, by_guide: Tensor | None = None) -> tuple[Any, ...]:
+    def backward(ctx: Any, by_image: Tensor, *rest: Tensor) -> tuple[Any, ...]:
         """With u and v the incoming gradients, those of ``sum_p grad^T (A u + scale_z v A' [image; 1])``, A' the slice of dw/dz."""
         grid, guide, image, grad = ctx.saved_tensors
         lattice = unpack(ctx.lattice, grid)
         fused = guide is None
         if fused:
-            guide, by_guide = luma(image), luma(by_image)
-        along = (lattice.scale[0] * by_guide).unsqueeze(1)
+            guide = luma(image)
+        by_guide = luma(by_image) if fused else rest[0]
+        along = (by_guide * lattice.scale[0]).unsqueeze(1)
         direction = _terms(by_image, ctx.offset, 0)
         pixel = _terms(image, ctx.offset, 1)
         maps = _maps(slice_(grid, guide, lattice), pixel)
@@ -181,9 +180,7 @@ class _SliceApplyBwdGrid(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed
-    ) -> Tensor:
+    def forward(guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed) -> Tensor:
         return _raw_slice_apply_bwd_grid(guide, image, grad_output, *raw(lattice), offset)
 
     @staticmethod

@@ -14,10 +14,7 @@ from bilagrid.ops import _checks
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
 
 
-
-def splat(
-    values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice: Lattice | None = None
-) -> Tensor:
+def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice: Lattice | None = None) -> Tensor:
     """Adds each pixel to the eight grid nodes around its place and guide value, by the weights with which `slice` would read them::
 
         grid[n, c, k] = sum_p w_k(p) values[n, c, p]
@@ -56,9 +53,7 @@ def splat(
     return splat_(values, guide, lattice)
 
 
-def splat_(
-    values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, homogeneous: bool = False
-) -> Tensor:
+def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, homogeneous: bool = False) -> Tensor:
     """`splat` of checked arguments.
 
     With ``dz`` the weights are differentiated by the guide's grid coordinate; with ``homogeneous`` the values get one more channel, of ones, which is

@@ -7,9 +7,7 @@ def total_variation(grid: np.ndarray) -> float:
     """The mean squared difference of neighbours along z, plus that along y, plus that along x."""
     total = 0.0
     for axis in (2, 3, 4):
-        differences = [
-            np.take(grid, k + 1, axis) - np.take(grid, k, axis) for k in range(grid.shape[axis] - 1)
-        ]
+        differences = [np.take(grid, k + 1, axis) - np.take(grid, k, axis) for k in range(grid.shape[axis] - 1)]
         if differences and grid.size:
             total += float(np.mean(np.square(differences)))
     return total

@@ -1,0 +1,1 @@
+"""Where the time goes: what the compiler says of each kernel (`perf.static`), and other implementations beside ours (`perf.peers`)."""
