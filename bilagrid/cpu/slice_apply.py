@@ -9,10 +9,20 @@ from torch import Tensor
 from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, locate_row
 from bilagrid.cpu._lanes import LANES, apply_four, scatter_pair
 from bilagrid.cpu._run import Kernel, helper
-from bilagrid.cpu.splat import StripSums, close_strip, fold_row, load_row
+from bilagrid.cpu.splat import StripSums, close_strip, load_row
 from bilagrid.lattice import Lattice
 from bilagrid.ops._luma import LUMA
 from bilagrid.ops._memory import empty_as
+
+
+@helper
+def fold_row(row, weight, strip):
+    """Adds one image row's sums to the strip's two rows of nodes, by the tent in y, and clears them for the next row."""
+    sums, below, above = row.reshape(-1), strip[0].reshape(-1), strip[1].reshape(-1)
+    for k in range(sums.size):
+        below[k] += (1 - weight) * sums[k]
+        above[k] += weight * sums[k]
+        sums[k] = 0
 
 
 @helper

@@ -21,16 +21,6 @@ def load_row(image, i, pixels):
 
 
 @helper
-def fold_row(row, weight, strip):
-    """Adds one image row's sums to the strip's two rows of nodes, by the tent in y, and clears them for the next row."""
-    sums, below, above = row.reshape(-1), strip[0].reshape(-1), strip[1].reshape(-1)
-    for k in range(sums.size):
-        below[k] += (1 - weight) * sums[k]
-        above[k] += weight * sums[k]
-        sums[k] = 0
-
-
-@helper
 def close_strip(strip, partial):
     """A strip's cells ``(y, pair, cell, corner and channel)`` as nodes ``(y, pair, node, channel)``: each node from the cell above it and the cell below."""
     for y in range(2):
@@ -55,8 +45,7 @@ def _splat_kernel(
     stride = depth + 1
     pairs, nodes = partials.shape[3:5]
     strip = np.empty((2, pairs, nodes, 4), partials.dtype)
-    row = np.zeros((pairs, nodes, 4), partials.dtype)
-    flat, plane = row.reshape(-1), 4 * nodes
+    flat, plane = strip.reshape(-1), 4 * nodes
     pixels = np.zeros((width, 2 * pairs), partials.dtype)
     pixels[:, values.shape[1] : channels] = 1
     base = np.empty(width, np.int64)
@@ -68,6 +57,8 @@ def _splat_kernel(
         for i in range(strips[s], strips[s + 1]):
             locate_row(guide[n, i], guide_map, depth, dz, columns, base, lower, upper)
             load_row(values[n], i, pixels)
+            above = row_weights[i]
+            below = real(1) - above
             for j in range(width):
                 if lower[j] != lower[j]:
                     continue
@@ -75,11 +66,13 @@ def _splat_kernel(
                 left = real(1) - right
                 near, far = 4 * base[j], 4 * (base[j] + stride)
                 for pair in range(pairs):
-                    scatter_pair(
-                        flat, pair * plane + near, pair * plane + far,
-                        left, right, lower[j], upper[j], pixels[j, 2 * pair], pixels[j, 2 * pair + 1],
-                    )  # fmt: skip
-            fold_row(row, row_weights[i], strip)
+                    for y in range(2):
+                        share = above if y else below
+                        place = (y * pairs + pair) * plane
+                        scatter_pair(
+                            flat, place + near, place + far, share * left, share * right,
+                            lower[j], upper[j], pixels[j, 2 * pair], pixels[j, 2 * pair + 1],
+                        )  # fmt: skip
         close_strip(strip, partials[n, s])
 
 
