@@ -130,24 +130,20 @@ def _everything(grid: Tensor, guide: Tensor, image: Tensor) -> list[Tensor]:
     return [applied, splatted, sliced, *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("size", [(4, 2, 2), (3, 5, 9)], ids=["coarse cells", "fine cells"])
-def test_the_batch_does_not_change_a_bit(backend: str, size: tuple[int, int, int]) -> None:
-    device = device_of(backend)
+@pytest.mark.parametrize("size", [(4, 2, 2), (3, 3, 5)], ids=["coarse cells", "fine cells"])
+def test_the_batch_does_not_change_a_bit(backend_in_depth: str, size: tuple[int, int, int]) -> None:
+    device = device_of(backend_in_depth)
     generator = torch.Generator().manual_seed(3)
-    grid = torch.randn(3, 12, *size, generator=generator).to(device)
-    guide = torch.rand(3, 9, 21, generator=generator).to(device)
-    image = torch.rand(3, 3, 9, 21, generator=generator).to(device)
+    grid = torch.randn(2, 12, *size, generator=generator).to(device)
+    guide = torch.rand(2, 4, 13, generator=generator).to(device)
+    image = torch.rand(2, 3, 4, 13, generator=generator).to(device)
     together = _everything(grid, guide, image)
-    again = _everything(grid, guide, image)
-    order = [2, 0, 1]
-    permuted = _everything(grid[order], guide[order], image[order])
-    for whole, twice, other in zip(together, again, permuted, strict=True):
-        torch.testing.assert_close(twice, whole, rtol=0, atol=0)
-        torch.testing.assert_close(other, whole[order], rtol=0, atol=0)
-    for n in range(3):
-        one = _everything(grid[n : n + 1], guide[n : n + 1], image[n : n + 1])
-        for alone, whole in zip(one, together, strict=True):
-            torch.testing.assert_close(alone, whole[n : n + 1], rtol=0, atol=0)
+    swapped = _everything(grid.flip(0), guide.flip(0), image.flip(0))
+    for whole, other in zip(together, swapped, strict=True):
+        torch.testing.assert_close(other, whole.flip(0), rtol=0, atol=0)
+    one = _everything(grid[1:], guide[1:], image[1:])
+    for alone, whole in zip(one, together, strict=True):
+        torch.testing.assert_close(alone, whole[1:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", sorted(CONSTRUCTORS))
@@ -170,13 +166,13 @@ def test_tiles_equal_the_whole(backend: str, kind: str) -> None:
     assert_close(total, splatted)
 
 
-def test_both_regimes_agree(backend: str) -> None:
-    if backend == "numba":
+def test_both_regimes_agree(backend_in_depth: str) -> None:
+    if backend_in_depth == "numba":
         # Numba has one way; that both ways are the same is asked of the one that has two.
         return
     from bilagrid.gpu import _regime
 
-    device = device_of(backend)
+    device = device_of(backend_in_depth)
     grid, guide = torch.randn(1, 12, 4, 3, 3, device=device), torch.rand(1, 9, 21, device=device)
     image = torch.rand(1, 3, 9, 21, device=device)
     results = []
