@@ -154,7 +154,7 @@ def compare_bilateral_filter(repeats: int) -> None:
     if find_spec("cv2"):
         import cv2
 
-        works["OpenCV bilateralFilter, 3σ"] = lambda: cv2.bilateralFilter(
+        works["OpenCV, window 1.5 sigma"] = lambda: cv2.bilateralFilter(
             gray, 2 * round(1.5 * sigma_space) + 1, sigma_color, sigma_space
         )
     report(f"bilateral filter of a gray {height}x{width}, sigma 8 and 0.1, float32", take_turns(works, repeats))

@@ -23,32 +23,32 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @given(problem=FLOAT64)
-def test_slice_and_splat_are_adjoint(backend: str, problem: Problem) -> None:
-    grid, guide, values = problem.tensors(device_of(backend))
+def test_slice_and_splat_are_adjoint(backend_in_depth: str, problem: Problem) -> None:
+    grid, guide, values = problem.tensors(device_of(backend_in_depth))
     splatted = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
     sliced = bilagrid.slice(grid, guide, lattice=problem.lattice)
     assert_close((splatted * grid).sum(), (values * sliced).sum())
 
 
 @given(problem=problems(dtypes=(torch.float32, torch.float64)))
-def test_a_constant_grid_gives_a_constant(backend: str, problem: Problem) -> None:
-    grid, guide, _ = problem.tensors(device_of(backend))
+def test_a_constant_grid_gives_a_constant(backend_in_depth: str, problem: Problem) -> None:
+    grid, guide, _ = problem.tensors(device_of(backend_in_depth))
     out = bilagrid.slice(torch.full_like(grid, 2.5), guide, lattice=problem.lattice)
     assert_close(out, torch.full_like(out, 2.5))
 
 
 @given(problem=FLOAT64)
-def test_splat_of_ones_sums_to_the_number_of_pixels(backend: str, problem: Problem) -> None:
-    _, guide, values = problem.tensors(device_of(backend))
+def test_splat_of_ones_sums_to_the_number_of_pixels(backend_in_depth: str, problem: Problem) -> None:
+    _, guide, values = problem.tensors(device_of(backend_in_depth))
     grid = bilagrid.splat(torch.ones_like(values), guide, problem.size, lattice=problem.lattice)
     pixels = problem.image_size[0] * problem.image_size[1]
     assert_close(grid.sum((2, 3, 4)), torch.full_like(grid[..., 0, 0, 0], pixels))
 
 
 @given(problem=FLOAT64)
-def test_an_affine_grid_is_reproduced(backend: str, problem: Problem) -> None:
+def test_an_affine_grid_is_reproduced(backend_in_depth: str, problem: Problem) -> None:
     """A grid affine in (x, y, z) is read as that function of the pixel's place, saturated at the border."""
-    _, guide, _ = problem.tensors(device_of(backend))
+    _, guide, _ = problem.tensors(device_of(backend_in_depth))
     (depth, rows, columns), (height, width) = problem.size, problem.image_size
     nodes = [torch.arange(n, dtype=torch.float64, device=guide.device) for n in problem.size]
     grid = 0.3 + 2.0 * nodes[0][:, None, None] - 0.7 * nodes[1][:, None] + 1.1 * nodes[2]
@@ -62,8 +62,8 @@ def test_an_affine_grid_is_reproduced(backend: str, problem: Problem) -> None:
 
 
 @given(problem=FLOAT64, a=st.floats(-3, 3), b=st.floats(-3, 3))
-def test_linear(backend: str, problem: Problem, a: float, b: float) -> None:
-    grid, guide, values = problem.tensors(device_of(backend))
+def test_linear(backend_in_depth: str, problem: Problem, a: float, b: float) -> None:
+    grid, guide, values = problem.tensors(device_of(backend_in_depth))
     other_grid, other_values = torch.randn_like(grid), torch.randn_like(values)
 
     def sliced(g: Tensor) -> Tensor:
@@ -78,17 +78,19 @@ def test_linear(backend: str, problem: Problem, a: float, b: float) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("with_luma", [True, False])
-def test_identity_coefficients_leave_the_image_as_it_is(backend: str, dtype: torch.dtype, with_luma: bool) -> None:
-    image = torch.rand(2, 3, 7, 9).to(device_of(backend), dtype)
+def test_identity_coefficients_leave_the_image_as_it_is(
+    backend_in_depth: str, dtype: torch.dtype, with_luma: bool
+) -> None:
+    image = torch.rand(2, 3, 7, 9).to(device_of(backend_in_depth), dtype)
     grid = torch.eye(3, 4).reshape(1, 12, 1, 1, 1).expand(2, 12, 4, 3, 2).to(image)
     out = bilagrid.slice_apply(grid, None if with_luma else image[:, 0], image)
     assert_close(out, image)
 
 
 @given(kind=KINDS, axis=st.sampled_from([1, 2]))
-def test_flips(backend: str, kind: str, axis: int) -> None:
+def test_flips(backend_in_depth: str, kind: str, axis: int) -> None:
     """A mirrored image reads a mirrored grid; every lattice but that of filters is symmetric."""
-    device = device_of(backend)
+    device = device_of(backend_in_depth)
     grid = torch.randn(1, 2, 4, 3, 5, dtype=torch.float64, device=device)
     guide = torch.rand(1, 7, 9, dtype=torch.float64, device=device)
     lattice = CONSTRUCTORS[kind]((4, 3, 5), (7, 9))
@@ -96,16 +98,16 @@ def test_flips(backend: str, kind: str, axis: int) -> None:
     assert_close(mirrored.flip(axis + 1), bilagrid.slice(grid, guide, lattice=lattice))
 
 
-def test_a_flipped_guide_reads_a_flipped_grid(backend: str) -> None:
-    device = device_of(backend)
+def test_a_flipped_guide_reads_a_flipped_grid(backend_in_depth: str) -> None:
+    device = device_of(backend_in_depth)
     grid = torch.randn(1, 2, 4, 3, 5, dtype=torch.float64, device=device)
     guide = torch.rand(1, 7, 9, dtype=torch.float64, device=device)
     assert_close(bilagrid.slice(grid.flip(2), 1 - guide), bilagrid.slice(grid, guide))
 
 
-def test_a_shift_by_one_cell(backend: str) -> None:
+def test_a_shift_by_one_cell(backend_in_depth: str) -> None:
     """An image moved by as many pixels as a cell has gives the grid moved by one node; away from the border, where nothing saturates."""
-    device = device_of(backend)
+    device = device_of(backend_in_depth)
     lattice, size = Lattice.from_sigma(4, 0.25, (17, 25))
     values = torch.zeros(1, 2, 17, 25, dtype=torch.float64, device=device)
     guide = torch.full((1, 17, 25), 0.4, dtype=torch.float64, device=device)
@@ -147,8 +149,8 @@ def test_the_batch_does_not_change_a_bit(backend_in_depth: str, size: tuple[int,
 
 
 @pytest.mark.parametrize("kind", sorted(CONSTRUCTORS))
-def test_tiles_equal_the_whole(backend: str, kind: str) -> None:
-    device = device_of(backend)
+def test_tiles_equal_the_whole(backend_in_depth: str, kind: str) -> None:
+    device = device_of(backend_in_depth)
     lattice = CONSTRUCTORS[kind]((4, 3, 3), (9, 14))
     grid, guide = torch.randn(1, 12, 4, 3, 3, device=device), torch.rand(1, 9, 14, device=device)
     image = torch.rand(1, 3, 9, 14, device=device)
@@ -183,8 +185,8 @@ def test_both_regimes_agree(backend_in_depth: str) -> None:
         assert_close(coarse, fine)
 
 
-def test_expanded_inputs(backend: str) -> None:
-    device = device_of(backend)
+def test_expanded_inputs(backend_in_depth: str) -> None:
+    device = device_of(backend_in_depth)
     grid = torch.randn(1, 12, 1, 1, 1, device=device).expand(2, 12, 4, 3, 3)
     guide = torch.rand(1, 7, 1, device=device).expand(2, 7, 9)
     image = torch.rand(1, 1, 7, 9, device=device).expand(2, 3, 7, 9)
