@@ -188,10 +188,10 @@ def test_both_regimes_agree(backend_in_depth: str) -> None:
 def test_expanded_inputs(backend_in_depth: str) -> None:
     device = device_of(backend_in_depth)
     grid = torch.randn(1, 12, 1, 1, 1, device=device).expand(2, 12, 4, 3, 3)
-    guide = torch.rand(1, 7, 1, device=device).expand(2, 7, 9)
-    image = torch.rand(1, 1, 7, 9, device=device).expand(2, 3, 7, 9)
-    for k, found in enumerate(_everything(grid, guide, image)):
-        wanted = _everything(grid.contiguous(), guide.contiguous(), image.contiguous())[k]
+    guide = torch.rand(1, 4, 1, device=device).expand(2, 4, 9)
+    image = torch.rand(1, 1, 4, 9, device=device).expand(2, 3, 4, 9)
+    dense = _everything(grid.contiguous(), guide.contiguous(), image.contiguous())
+    for found, wanted in zip(_everything(grid, guide, image), dense, strict=True):
         assert_close(found, wanted)
 
 
