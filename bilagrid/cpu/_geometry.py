@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bilagrid.cpu._lanes import contiguous
 from bilagrid.cpu._run import helper
 from bilagrid.lattice import Lattice
-
-# A strip of rows is the unit of a reduction: it never crosses a row of nodes, and its height is fixed so that sums keep their order on any machine.
-_STRIP_ROWS = 64
 
 
 def compute_type(*tensors: torch.Tensor | None) -> torch.dtype:
@@ -36,14 +34,8 @@ class Geometry:
         (scale_z, scale_y, scale_x), (anchor_z, anchor_y, anchor_x) = lattice.scale, lattice.anchor
         self.guide_map = np.array([scale_z, anchor_z], real)
         self.rows, self.row_weights = _cells(lattice.origin[0], height, scale_y, anchor_y, lattice.size[1], real)
-        self.columns, self.column_weights = _cells(lattice.origin[1], width, scale_x, anchor_x, lattice.size[2], real)
-
-    def strips(self) -> np.ndarray:
-        """First rows of the strips, and the end: strips are at most 64 rows and lie between two rows of nodes."""
-        cell_starts = np.flatnonzero(np.diff(self.rows, prepend=-1))
-        cell_ends = np.append(cell_starts[1:], len(self.rows))
-        starts = [np.arange(start, end, _STRIP_ROWS) for start, end in zip(cell_starts, cell_ends, strict=True)]
-        return np.append(np.concatenate(starts), len(self.rows)).astype(np.int64)
+        columns, self.column_weights = _cells(lattice.origin[1], width, scale_x, anchor_x, lattice.size[2], real)
+        self.columns = columns.astype(np.int32)
 
 
 def _cells(
@@ -57,29 +49,40 @@ def _cells(
 
 
 @helper
-def locate_row(guide, guide_map, depth, dz, columns, base, lower, upper):
-    """For each pixel of a row: the index of its first corner, and the weights of the nodes below and above it in z (or their derivatives by z).
+def load_line(row, scratch):
+    """The row as a contiguous vector: itself where it is one, else copied to ``scratch``."""
+    if row.strides[0] == row.itemsize:
+        return contiguous(row)
+    scratch[:] = row
+    return scratch
 
-    Nodes are numbered ``x * (D + 1) + z``: the spare plane (and column) lets the corner above always be read, with weight 0. A NaN guide gets two NaN
-    weights, so that a gather yields NaN and a scatter can leave the pixel out.
+
+@helper
+def locate_row(guide, guide_map, depth, dz, columns, base, upper):
+    """For each pixel of a row: the index of its first corner, and the weight of the node above it in z (or its derivative by z).
+
+    Nodes are numbered ``x * (D + 1) + z``: the spare plane (and column) lets the corner above always be read, with weight 0. A NaN guide gets a NaN
+    weight, so that a gather yields NaN and a scatter can leave the pixel out.
     """
-    real = lower.dtype.type
+    real = upper.dtype.type
     zero, one, last = real(0), real(1), real(depth - 1)
-    highest = max(depth - 2, 0)
-    for j in range(guide.shape[0]):
+    highest, stride = np.int32(max(depth - 2, 0)), np.int32(depth + 1)
+    for j in range(guide.size):
         g = guide[j]
         z = g * guide_map[0] + guide_map[1]
         clipped = z if z > zero else zero
         clipped = clipped if clipped < last else last
-        cell = min(int(clipped), highest)
+        cell = min(np.int32(clipped), highest)
         fraction = clipped - real(cell)
         slope = one if z > zero and z < last else zero
-        above = slope if dz else fraction
-        below = -slope if dz else one - fraction
-        missing = g != g
-        upper[j] = real(np.nan) if missing else above
-        lower[j] = real(np.nan) if missing else below
-        base[j] = columns[j] * (depth + 1) + cell
+        upper[j] = real(np.nan) if g != g else (slope if dz else fraction)
+        base[j] = columns[j] * stride + cell
+
+
+@helper
+def is_interleaved(nodes):
+    """Whether a row of nodes (C, D, Gw) lies in memory with channels innermost, so that loops run the same way."""
+    return nodes.strides[0] < nodes.strides[2]
 
 
 @helper
@@ -91,14 +94,21 @@ def lerp_rows(grid, row, weight, loaded, below, step, table):
     channels, depth, rows, columns = grid.shape
     lanes = table.shape[2]
     if row != loaded:
-        above = min(row + 1, rows - 1)
-        for c in range(channels):
-            block, lane = c // lanes, c % lanes
-            for z in range(depth):
-                for x in range(columns):
+        here, above = grid[:, :, row], grid[:, :, min(row + 1, rows - 1)]
+        if is_interleaved(here):
+            for x in range(columns):
+                for z in range(depth):
                     node = x * (depth + 1) + z
-                    below[block, node, lane] = grid[c, z, row, x]
-                    step[block, node, lane] = grid[c, z, above, x] - grid[c, z, row, x]
+                    for c in range(channels):
+                        below[c // lanes, node, c % lanes] = here[c, z, x]
+                        step[c // lanes, node, c % lanes] = above[c, z, x] - here[c, z, x]
+        else:
+            for c in range(channels):
+                for z in range(depth):
+                    for x in range(columns):
+                        node = x * (depth + 1) + z
+                        below[c // lanes, node, c % lanes] = here[c, z, x]
+                        step[c // lanes, node, c % lanes] = above[c, z, x] - here[c, z, x]
     flat, start, slope = table.reshape(-1), below.reshape(-1), step.reshape(-1)
     for k in range(flat.size):
         flat[k] = start[k] + weight * slope[k]

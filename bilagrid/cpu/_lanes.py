@@ -1,4 +1,8 @@
-"""Vector registers by hand, where LLVM does not find the form by itself: a pixel's corners for two channels, and four outputs of an affine map."""
+"""Vector registers by hand, where LLVM does not find the form by itself: the corners of a pixel's cell for pairs of channels, an affine map, a row's taps.
+
+A pixel's weights along an axis come from one number, the weight ``upper`` of the farther node: ``(unit - upper, upper)``. ``unit`` is 1, or 0 where the
+weights are derivatives. ``right`` and ``above`` are the same number along x and y.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,163 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
+# Outputs of `apply_four`, and numbers that one pair of channels adds to a cell: two nodes each along x, z and y, two channels.
 LANES = 4
-_FUSED = ("contract",)
+CELL = 16
+
+# What `weigh_rows` computes at a time: four registers of 16 numbers hide the latency of a multiply-add.
+_WIDTH = 16
+_REGISTERS = 4
+
+_FUSED = ("contract", "nsz")
 _INDEX = ir.IntType(32)
 
 
 @intrinsic
-def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, left: Any, right: Any, lower: Any, upper: Any) -> Any:
-    """Two channels at one pixel, ``sum over x of (left, right) and z of (lower, upper)``, as a tuple.
-
-    ``table`` holds ``(node, channel)`` pairs; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper corner follows it.
-    """
-    real = table.dtype
-    signature = types.UniTuple(real, 2)(table, near, far, left, right, lower, upper)
+def contiguous(typingctx: Any, row: Any) -> Any:
+    """The same array, said to be contiguous: for one whose stride has been looked at."""
+    signature = row.copy(layout="C")(row)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        table_, near_, far_, left_, right_, lower_, upper_ = arguments
-        at_near, at_far = (_address(context, builder, signature.args[0], table_, k) for k in (near_, far_))
-        align = context.get_abi_sizeof(context.get_data_type(real))
-        by_left = builder.fmul(_spread(builder, left_), builder.load(at_near, align=align), flags=_FUSED)
-        by_right = builder.fmul(_spread(builder, right_), builder.load(at_far, align=align), flags=_FUSED)
-        mixed = builder.fadd(by_left, by_right, flags=_FUSED)
-        weighted = builder.fmul(_vector(builder, (lower_, lower_, upper_, upper_)), mixed, flags=_FUSED)
-        lanes = [builder.extract_element(weighted, _INDEX(lane)) for lane in range(LANES)]
-        sums = [builder.fadd(lanes[channel], lanes[channel + 2], flags=_FUSED) for channel in range(2)]
-        return context.make_tuple(builder, signature.return_type, sums)
+        return impl_ret_borrowed(context, builder, signature.return_type, arguments[0])
 
     return signature, codegen
 
 
 @intrinsic
-def scatter_pair(
-    typingctx: Any,
-    table: Any,
-    near: Any,
-    far: Any,
-    left: Any,
-    right: Any,
-    lower: Any,
-    upper: Any,
-    first: Any,
-    second: Any,
-) -> Any:
-    """Adds two channels' values ``first`` and ``second``, with the weights of `gather_pair`, to the cells at offsets ``near`` and ``far``.
+def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, upper: Any, unit: Any) -> Any:
+    """Two channels at one pixel, ``sum over x and z of w_x w_z table``, as a tuple.
 
-    A cell holds its lower corner's pair and its upper corner's pair by itself: were neighbours to share a corner, a load would straddle two stores in
-    flight and wait for both.
+    ``table`` holds ``(node, channel)`` pairs; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper corner follows it.
     """
-    signature = types.void(table, near, far, left, right, lower, upper, first, second)
     real = table.dtype
+    signature = types.UniTuple(real, 2)(table, near, far, right, upper, unit)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        table_, near_, far_, left_, right_, lower_, upper_, first_, second_ = arguments
-        weights = _vector(builder, (lower_, lower_, upper_, upper_))
-        added = builder.fmul(weights, _vector(builder, (first_, second_, first_, second_)), flags=_FUSED)
-        align = context.get_abi_sizeof(context.get_data_type(real))
-        for offset, share in ((near_, left_), (far_, right_)):
-            address = _address(context, builder, signature.args[0], table_, offset)
-            part = builder.fmul(_spread(builder, share), added, flags=_FUSED)
-            builder.store(builder.fadd(builder.load(address, align=align), part, flags=_FUSED), address, align=align)
+        table_, near_, far_, right_, upper_, unit_ = arguments
+        scalar = context.get_data_type(real)
+        at_left, at_right = (_load(context, builder, signature.args[0], table_, k, 4) for k in (near_, far_))
+        share = _spread(builder, right_, 4)
+        left = builder.fsub(_constant(scalar, [1] * 4), share)
+        mixed = _fma(builder, share, at_right, builder.fmul(left, at_left, flags=_FUSED))
+        weighted = builder.fmul(_pair_of_weights(builder, upper_, unit_, [0, 0, 1, 1]), mixed, flags=_FUSED)
+        lower_half, upper_half = (_pick(builder, weighted, lanes) for lanes in ([0, 1], [2, 3]))
+        total = builder.fadd(lower_half, upper_half, flags=_FUSED)
+        lanes = [builder.extract_element(total, _INDEX(lane)) for lane in range(2)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return signature, codegen
+
+
+@intrinsic
+def scatter_pairs(
+    typingctx: Any,
+    cells: Any,
+    offset: Any,
+    right: Any,
+    upper: Any,
+    unit: Any,
+    above: Any,
+    values: Any,
+    start: Any,
+    pairs: Any,
+) -> Any:
+    """Adds ``w_x w_z w_y values[start + 2 pair + channel]`` to the pixel's cell: ``cells[offset + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
+
+    A cell holds its eight corners by itself: were neighbours to share a corner, a load would straddle two stores in flight and wait for both.
+    """
+    real = cells.dtype
+    signature = types.void(cells, offset, right, upper, unit, above, values, start, pairs)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        cells_, offset_, right_, upper_, unit_, above_, values_, start_, pairs_ = arguments
+        one = ir.Constant(context.get_data_type(real), 1)
+        lane = range(CELL)
+        by_x = _pair_of_weights(builder, right_, one, [k // 8 for k in lane])
+        by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 % 2 for k in lane])
+        by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in lane])
+        weights = builder.fmul(builder.fmul(by_x, by_y, flags=_FUSED), by_z, flags=_FUSED)
+        with cgutils.for_range(builder, pairs_) as loop:
+            pair, cell = (builder.mul(loop.index, ir.Constant(loop.index.type, step)) for step in (2, CELL))
+            value = _load(context, builder, signature.args[6], values_, builder.add(start_, pair), 2)
+            value = _pick(builder, value, [k % 2 for k in lane])
+            address = _address(context, builder, signature.args[0], cells_, builder.add(offset_, cell), CELL)
+            before = builder.load(address, align=_alignment(context, real))
+            builder.store(_fma(builder, weights, value, before), address, align=_alignment(context, real))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def close_node(
+    typingctx: Any, cells: Any, offset: Any, below: Any, left: Any, lower: Any, upper: Any, place: Any
+) -> Any:
+    """The four cells around a node become the node: ``lower[place + channel]`` grows by the sum for y below, ``upper[...]`` is set to that for y above.
+
+    ``offset`` is the node's own cell, ``below`` and ``left`` how far before it its neighbours in z and in x lie.
+    """
+    real = cells.dtype
+    signature = types.void(cells, offset, below, left, lower, upper, place)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        cells_, offset_, below_, left_, lower_, upper_, place_ = arguments
+        beside = builder.sub(offset_, left_)
+        corners = [offset_, builder.sub(offset_, below_), beside, builder.sub(beside, below_)]
+        total = None
+        for number, corner in enumerate(corners):
+            lanes = builder.add(corner, ir.Constant(corner.type, LANES * number))
+            part = _load(context, builder, signature.args[0], cells_, lanes, LANES)
+            total = part if total is None else builder.fadd(total, part, flags=_FUSED)
+        address = _address(context, builder, signature.args[4], lower_, place_, 2)
+        before = builder.load(address, align=_alignment(context, real))
+        after = builder.fadd(before, _pick(builder, total, [0, 1]), flags=_FUSED)
+        builder.store(after, address, align=_alignment(context, real))
+        address = _address(context, builder, signature.args[5], upper_, place_, 2)
+        builder.store(_pick(builder, total, [2, 3]), address, align=_alignment(context, real))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def weigh_rows(typingctx: Any, rows: Any, step: Any, taps: Any, first: Any, last: Any, out: Any, length: Any) -> Any:
+    """``out[i] = sum of taps[k] rows[k step + i]`` for ``first <= k < last`` and ``i < length``, reading past the end of the contiguous vector ``rows``."""
+    signature = types.void(rows, step, taps, first, last, out, length)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        rows_, step_, taps_, first_, last_, out_, length_ = arguments
+        scalar = context.get_data_type(rows.dtype)
+        weights = context.make_array(signature.args[2])(context, builder, taps_).data
+        block = ir.Constant(length_.type, _WIDTH * _REGISTERS)
+        whole = builder.sub(length_, builder.srem(length_, block))
+
+        def weigh(start: ir.Value, width: int, registers: int) -> None:
+            vector = ir.VectorType(scalar, width)
+            zero = _constant(scalar, [0] * width)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(registers)]
+            for total in sums:
+                builder.store(zero, total)
+            with cgutils.for_range_slice(builder, first_, last_, ir.Constant(first_.type, 1), inc=True) as (k, _):
+                weight = _spread(builder, builder.load(builder.gep(weights, [k])), width)
+                here = builder.add(start, builder.mul(k, step_))
+                for number, total in enumerate(sums):
+                    place = builder.add(here, ir.Constant(here.type, number * width))
+                    part = _load(context, builder, signature.args[0], rows_, place, width)
+                    builder.store(_fma(builder, weight, part, builder.load(total)), total)
+            for number, total in enumerate(sums):
+                place = builder.add(start, ir.Constant(start.type, number * width))
+                address = _address(context, builder, signature.args[5], out_, place, width)
+                assert address.type.pointee == vector
+                builder.store(builder.load(total), address, align=_alignment(context, rows.dtype))
+
+        with cgutils.for_range_slice(builder, ir.Constant(whole.type, 0), whole, block, inc=True) as (start, _):
+            weigh(start, _WIDTH, _REGISTERS)
+        with cgutils.for_range_slice(builder, whole, length_, ir.Constant(whole.type, 1), inc=True) as (start, _):
+            weigh(start, 1, 1)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -86,23 +186,19 @@ def apply_four(typingctx: Any, table: Any, corners: Any, weights: Any, pixel: An
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         table_, corners_, weights_, pixel_, terms_ = arguments
         table_type, _, _, pixel_type, _ = signature.args
-        scalar = context.get_data_type(real)
-        vector = ir.VectorType(scalar, LANES)
-        coefficients = context.make_array(table_type)(context, builder, table_).data
+        zero = _constant(context.get_data_type(real), [0] * LANES)
         inputs = context.make_array(pixel_type)(context, builder, pixel_).data
-        starts = [builder.gep(coefficients, [builder.extract_value(corners_, k)]) for k in range(LANES)]
-        shares = [_spread(builder, builder.extract_value(weights_, k)) for k in range(LANES)]
-        total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES))
+        starts = [builder.extract_value(corners_, k) for k in range(LANES)]
+        shares = [_spread(builder, builder.extract_value(weights_, k), LANES) for k in range(LANES)]
+        total = cgutils.alloca_once_value(builder, zero)
         with cgutils.for_range(builder, terms_) as loop:
             step = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            mixed = ir.Constant(vector, [0.0] * LANES)
+            mixed = zero
             for start, share in zip(starts, shares, strict=True):
-                address = builder.bitcast(builder.gep(start, [step]), vector.as_pointer())
-                corner = builder.load(address, align=context.get_abi_sizeof(scalar))
-                mixed = builder.fadd(mixed, builder.fmul(share, corner, flags=_FUSED), flags=(*_FUSED, "nsz"))
-            value = _spread(builder, builder.load(builder.gep(inputs, [loop.index])))
-            term = builder.fmul(mixed, value, flags=_FUSED)
-            builder.store(builder.fadd(builder.load(total), term, flags=_FUSED), total)
+                corner = _load(context, builder, table_type, table_, builder.add(start, step), LANES)
+                mixed = _fma(builder, share, corner, mixed)
+            value = _spread(builder, builder.load(builder.gep(inputs, [loop.index])), LANES)
+            builder.store(_fma(builder, mixed, value, builder.load(total)), total)
         result = builder.load(total)
         lanes = [builder.extract_element(result, _INDEX(lane)) for lane in range(LANES)]
         return context.make_tuple(builder, signature.return_type, lanes)
@@ -110,19 +206,47 @@ def apply_four(typingctx: Any, table: Any, corners: Any, weights: Any, pixel: An
     return signature, codegen
 
 
-def _vector(builder: ir.IRBuilder, lanes: Sequence[ir.Value]) -> ir.Value:
-    vector = ir.Constant(ir.VectorType(lanes[0].type, LANES), ir.Undefined)
-    for lane, value in enumerate(lanes):
-        vector = builder.insert_element(vector, value, _INDEX(lane))
-    return vector
+def _pair_of_weights(builder: ir.IRBuilder, upper: ir.Value, unit: ir.Value, sides: Sequence[int]) -> ir.Value:
+    """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1: a multiply-add by constants, where selecting would take shuffles."""
+    signs = _constant(upper.type, [2 * side - 1 for side in sides])
+    is_lower = _constant(upper.type, [1 - side for side in sides])
+    start = builder.fmul(_spread(builder, unit, len(sides)), is_lower, flags=_FUSED)
+    return _fma(builder, _spread(builder, upper, len(sides)), signs, start)
 
 
-def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    return _vector(builder, (value,) * LANES)
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
 
 
-def _address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value) -> ir.Value:
-    """Where four elements of a contiguous array begin, as a pointer to a vector."""
+def _constant(scalar: ir.Type, values: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(scalar, len(values)), [ir.Constant(scalar, value) for value in values])
+
+
+def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    mask = ir.Constant(ir.VectorType(_INDEX, len(lanes)), [_INDEX(lane) for lane in lanes])
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+def _spread(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    first = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    return _pick(builder, builder.insert_element(first, value, _INDEX(0)), [0] * lanes)
+
+
+def _alignment(context: Any, real: Any) -> int:
+    return context.get_abi_sizeof(context.get_data_type(real))
+
+
+def _address(
+    context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value, lanes: int
+) -> ir.Value:
+    """Where some elements of a contiguous array begin, as a pointer to a vector of them."""
     data = context.make_array(array_type)(context, builder, array).data
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), lanes)
     return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
+
+
+def _load(
+    context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value, lanes: int
+) -> ir.Value:
+    address = _address(context, builder, array_type, array, offset, lanes)
+    return builder.load(address, align=_alignment(context, array_type.dtype))

@@ -31,7 +31,8 @@ helper = numba.njit(**_OPTIONS)
 class Kernel:
     """A loop nest, compiled once a combination of argument types and kept on disk.
 
-    Arrays are typed by element and rank alone, never by layout, so that a permuted or strided input neither compiles again nor is copied.
+    Images and grids are typed by element and rank alone, never by layout, so that a permuted or strided input neither compiles again nor is copied.
+    Vectors are the library's own tables, and contiguous.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -85,7 +86,7 @@ class Kernel:
 
 def _type(argument: Any) -> Any:
     if isinstance(argument, np.ndarray):
-        return numba.types.Array(numba.from_dtype(argument.dtype), argument.ndim, "A")
+        return numba.types.Array(numba.from_dtype(argument.dtype), argument.ndim, "C" if argument.ndim == 1 else "A")
     return numba.typeof(argument)
 
 

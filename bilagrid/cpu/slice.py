@@ -6,10 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, locate_row
+from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, load_line, locate_row
 from bilagrid.cpu._lanes import gather_pair
-from bilagrid.cpu._run import Kernel
+from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
+
+
+@helper
+def gather_row(flat, plane, stride, columns_right, base, upper, unit, pair, line):
+    """Two channels of the row's pixels, ``line[j, channel]``, from the table's plane of that pair."""
+    start = pair * plane
+    for j in range(base.size):
+        near = start + 2 * np.intp(base[j])
+        line[j, 0], line[j, 1] = gather_pair(flat, near, near + 2 * stride, columns_right[j], upper[j], unit)
 
 
 def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
@@ -17,63 +26,56 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
     channels, depth, _, width = grid.shape[1:]
     height = guide.shape[1]
     real = out.dtype.type
+    unit = real(0) if dz else real(1)
     stride = depth + 1
     table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
     below, step = np.zeros_like(table), np.zeros_like(table)
     flat, plane = table.reshape(-1), 2 * table.shape[1]
-    base = np.empty(guide.shape[2], np.int64)
-    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
+    scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
         if n != batch:
             batch, loaded = n, -1
         loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
-        locate_row(guide[n, i], guide_map, depth, dz, columns, base, lower, upper)
-        for j in range(guide.shape[2]):
-            right = column_weights[j]
-            left = real(1) - right
-            near, far = 2 * base[j], 2 * (base[j] + stride)
-            for c in range(0, channels, 2):
-                block = c // 2 * plane
-                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
-                out[n, c, i, j] = a
-                if c + 1 < channels:
-                    out[n, c + 1, i, j] = b
+        locate_row(load_line(guide[n, i], scratch), guide_map, depth, dz, columns, base, upper)
+        for c in range(channels):
+            if c % 2 == 0:
+                gather_row(flat, plane, stride, column_weights, base, upper, unit, c // 2, line)
+            target = out[n, c, i]
+            for j in range(base.size):
+                target[j] = line[j, c % 2]
 
 
 def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weights, columns, column_weights, out):
     """``out[n, c, i, j]``: the sliced channel c over the sliced last channel; a row ``(n, i)`` an item."""
     channels, depth, _, width = grid.shape[1:]
-    last = channels - 1
-    height = guide.shape[1]
+    height, last = guide.shape[1], channels - 1
     real = out.dtype.type
     stride = depth + 1
     table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
     below, step = np.zeros_like(table), np.zeros_like(table)
     flat, plane = table.reshape(-1), 2 * table.shape[1]
-    base = np.empty(guide.shape[2], np.int64)
-    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
+    scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
+    scale = np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
         if n != batch:
             batch, loaded = n, -1
         loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
-        locate_row(guide[n, i], guide_map, depth, False, columns, base, lower, upper)
-        for j in range(guide.shape[2]):
-            right = column_weights[j]
-            left = real(1) - right
-            near, far = 2 * base[j], 2 * (base[j] + stride)
-            block = last // 2 * plane
-            a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
-            scale = real(1) / (b if last % 2 else a)
-            if last % 2:
-                out[n, last - 1, i, j] = scale * a
-            for c in range(0, last - 1, 2):
-                block = c // 2 * plane
-                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
-                out[n, c, i, j], out[n, c + 1, i, j] = scale * a, scale * b
+        locate_row(load_line(guide[n, i], scratch), guide_map, depth, False, columns, base, upper)
+        gather_row(flat, plane, stride, column_weights, base, upper, real(1), last // 2, line)
+        for j in range(base.size):
+            scale[j] = real(1) / line[j, last % 2]
+        for c in range(last - 1, -1, -1):
+            if c % 2:
+                gather_row(flat, plane, stride, column_weights, base, upper, real(1), c // 2, line)
+            target = out[n, c, i]
+            for j in range(base.size):
+                target[j] = scale[j] * line[j, c % 2]
 
 
 def _slice_bwd_guide_kernel(
@@ -88,23 +90,22 @@ def _slice_bwd_guide_kernel(
     table = np.zeros(((grid.shape[1] + 1) // 2, (width + 1) * stride, 2), out.dtype)
     below, step = np.zeros_like(table), np.zeros_like(table)
     flat, plane = table.reshape(-1), 2 * table.shape[1]
-    base = np.empty(guide.shape[2], np.int64)
-    lower, upper = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
+    base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
+    scratch = np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
         if n != batch:
             batch, loaded = n, -1
         loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
-        locate_row(guide[n, i], guide_map, depth, True, columns, base, lower, upper)
+        locate_row(load_line(guide[n, i], scratch), guide_map, depth, True, columns, base, upper)
         for j in range(guide.shape[2]):
             right = column_weights[j]
-            left = real(1) - right
-            near, far = 2 * base[j], 2 * (base[j] + stride)
+            near, far = 2 * np.intp(base[j]), 2 * (base[j] + stride)
             total = real(0)
             for c in range(0, channels, 2):
                 block = c // 2 * plane
-                a, b = gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])
+                a, b = gather_pair(flat, block + near, block + far, right, upper[j], real(0))
                 total += values[n, c, i, j] * a
                 if c + 1 < channels:
                     total += values[n, c + 1, i, j] * b
@@ -112,7 +113,7 @@ def _slice_bwd_guide_kernel(
                     total += b
             if homogeneous and channels % 2 == 0:
                 block = channels // 2 * plane
-                total += gather_pair(flat, block + near, block + far, left, right, lower[j], upper[j])[0]
+                total += gather_pair(flat, block + near, block + far, right, upper[j], real(0))[0]
             out[n, i, j] = guide_map[0] * total
 
 

@@ -6,35 +6,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, locate_row
-from bilagrid.cpu._lanes import LANES, apply_four, scatter_pair
+from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, load_line, locate_row
+from bilagrid.cpu._lanes import CELL, LANES, apply_four, scatter_pairs
+from bilagrid.cpu._reduction import Bands, cells_of_row, end_row, first_cell
 from bilagrid.cpu._run import Kernel, helper
-from bilagrid.cpu.splat import StripSums, close_strip, load_row
+from bilagrid.cpu.splat import load_row
 from bilagrid.lattice import Lattice
 from bilagrid.ops._luma import LUMA
 from bilagrid.ops._memory import empty_as
 
 
 @helper
-def fold_row(row, weight, strip):
-    """Adds one image row's sums to the strip's two rows of nodes, by the tent in y, and clears them for the next row."""
-    sums, below, above = row.reshape(-1), strip[0].reshape(-1), strip[1].reshape(-1)
-    for k in range(sums.size):
-        below[k] += (1 - weight) * sums[k]
-        above[k] += weight * sums[k]
-        sums[k] = 0
-
-
-@helper
-def load_guide(guide, has_guide, image, i, line):
-    """Row i of the guide, or of the image's BT.601 luma in its place."""
+def load_guide(guide, has_guide, image, i, scratch):
+    """Row i of the guide, or of the image's BT.601 luma in its place, as a contiguous vector."""
     if has_guide:
-        line[:] = guide[i]
-    else:
-        real = line.dtype.type
-        red, green, blue = image[0, i], image[1, i], image[2, i]
-        for j in range(line.size):
-            line[j] = red[j] * real(LUMA[0]) + green[j] * real(LUMA[1]) + blue[j] * real(LUMA[2])
+        return load_line(guide[i], scratch)
+    real = scratch.dtype.type
+    red, green, blue = image[0, i], image[1, i], image[2, i]
+    for j in range(scratch.size):
+        scratch[j] = red[j] * real(LUMA[0]) + green[j] * real(LUMA[1]) + blue[j] * real(LUMA[2])
+    return scratch
 
 
 def _slice_apply_kernel(
@@ -52,9 +43,8 @@ def _slice_apply_kernel(
     table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
     below, step = np.zeros_like(table), np.zeros_like(table)
     flat, channels = table.reshape(-1), grid.shape[1]
-    base = np.empty(length, np.int64)
-    lower, upper = np.empty(length, real), np.empty(length, real)
-    line = np.empty(length, real)
+    base, upper = np.empty(length, np.int32), np.empty(length, real)
+    scratch = np.empty(length, real)
     pixels = np.ones((length, terms), real)
     batch, loaded = -1, -1
     for item in range(start, stop):
@@ -62,14 +52,14 @@ def _slice_apply_kernel(
         if n != batch:
             batch, loaded = n, -1
         loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
-        load_row(image[n], i, pixels)
-        load_guide(guide[n], has_guide, image[n], i, line)
-        locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+        load_row(image[n], i, scratch, pixels)
+        line = load_guide(guide[n], has_guide, image[n], i, scratch)
+        locate_row(line, guide_map, depth, False, columns, base, upper)
         for j in range(length):
-            right = column_weights[j]
-            left = one - right
-            w00, w01, w10, w11 = left * lower[j], left * upper[j], right * lower[j], right * upper[j]
-            k = base[j]
+            right, high = column_weights[j], upper[j]
+            left, low = one - right, one - high
+            w00, w01, w10, w11 = left * low, left * high, right * low, right * high
+            k = np.intp(base[j])
             near, far = k * channels, (k + stride) * channels
             for first in range(0, outputs, LANES):
                 corners = near, near + channels, far, far + channels
@@ -102,10 +92,8 @@ def _slice_apply_bwd_pixels_kernel(
     table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
     below, step = np.zeros_like(table), np.zeros_like(table)
     corners = table.reshape(((width + 1) * stride, grid.shape[1] // LANES, LANES))
-    base = np.empty(length, np.int64)
-    lower, upper = np.empty(length, real), np.empty(length, real)
-    slope_lower, slope = np.empty(length, real), np.empty(length, real)
-    line = np.empty(length, real)
+    base, upper, slope = np.empty(length, np.int32), np.empty(length, real), np.empty(length, real)
+    scratch = np.empty(length, real)
     pixels = np.ones((length, terms), real)
     grads = np.zeros((length, (outputs + LANES - 1) // LANES * LANES), real)
     batch, loaded = -1, -1
@@ -114,11 +102,11 @@ def _slice_apply_bwd_pixels_kernel(
         if n != batch:
             batch, loaded = n, -1
         loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
-        load_row(image[n], i, pixels)
-        load_row(grad_output[n], i, grads)
-        load_guide(guide[n], has_guide, image[n], i, line)
-        locate_row(line, guide_map, depth, True, columns, base, slope_lower, slope)
-        locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+        load_row(image[n], i, scratch, pixels)
+        load_row(grad_output[n], i, scratch, grads)
+        line = load_guide(guide[n], has_guide, image[n], i, scratch)
+        locate_row(line, guide_map, depth, True, columns, base, slope)
+        locate_row(line, guide_map, depth, False, columns, base, upper)
         for j in range(length):
             right = column_weights[j]
             left = real(1) - right
@@ -138,7 +126,7 @@ def _slice_apply_bwd_pixels_kernel(
                     high += (left * near_up[q, 1] + right * far_up[q, 1]) * grad[first + 1]
                     high += (left * near_up[q, 2] + right * far_up[q, 2]) * grad[first + 2]
                     high += (left * near_up[q, 3] + right * far_up[q, 3]) * grad[first + 3]
-                    value += lower[j] * low + upper[j] * high
+                    value += (real(1) - upper[j]) * low + upper[j] * high
                     change += high - low
                 if t < inputs:
                     grad_image[n, t, i, j] = value
@@ -152,48 +140,39 @@ def _slice_apply_bwd_pixels_kernel(
 
 
 def _slice_apply_bwd_grid_kernel(
-    start, stop, guide, has_guide, image, grad_output, guide_map, depth, terms, strips, row_weights, columns,
-    column_weights, partials,
+    start, stop, guide, has_guide, image, grad_output, guide_map, terms, bands, owners, rows, row_weights, columns,
+    column_weights, grid, aside,
 ):  # fmt: skip
-    """``partials[n, s, y, c // 2, k, c % 2], c = o * terms + t: sum_p w_k(p) grad_output[n, o, p] image[n, t, p]`` over strip s; a strip ``(n, s)`` an item."""
-    outputs, _, length = grad_output.shape[1:]
-    real = partials.dtype.type
-    stride = depth + 1
-    pairs, nodes = partials.shape[3:5]
-    strip = np.empty((2, pairs, nodes, 4), real)
-    row = np.zeros((pairs, nodes, 4), real)
-    flat, plane = row.reshape(-1), 4 * nodes
+    """``grid[n, o * terms + t, k] = sum_p w_k(p) grad_output[n, o, p] image[n, t, p]``; a band ``(n, band)`` an item."""
+    channels, depth, length = grid.shape[1], grid.shape[2], grad_output.shape[3]
+    outputs = channels // terms
+    real = row_weights.dtype
+    pairs, count = (channels + 1) // 2, bands.size - 1
+    cells = cells_of_row(grid.shape[4], depth, pairs, real)
+    sums = np.zeros((2, 2 * grid.shape[4] * (depth + 1) * pairs), real)
     product = np.zeros(2 * pairs, real)
-    base = np.empty(length, np.int64)
-    lower, upper = np.empty(length, real), np.empty(length, real)
-    line = np.empty(length, real)
+    base, upper = np.empty(length, np.int32), np.empty(length, real)
+    scratch = np.empty(length, real)
     pixels = np.ones((length, terms), real)
     grads = np.empty((length, outputs), real)
-    count = partials.shape[1]
     for item in range(start, stop):
-        n, s = item // count, item % count
-        strip[:] = 0
-        for i in range(strips[s], strips[s + 1]):
-            load_row(image[n], i, pixels)
-            load_row(grad_output[n], i, grads)
-            load_guide(guide[n], has_guide, image[n], i, line)
-            locate_row(line, guide_map, depth, False, columns, base, lower, upper)
+        n, band = item // count, item % count
+        side = 0
+        for i in range(bands[band], bands[band + 1]):
+            load_row(image[n], i, scratch, pixels)
+            load_row(grad_output[n], i, scratch, grads)
+            line = load_guide(guide[n], has_guide, image[n], i, scratch)
+            locate_row(line, guide_map, depth, False, columns, base, upper)
             for j in range(length):
-                if lower[j] != lower[j]:
+                if upper[j] != upper[j]:
                     continue
-                right = column_weights[j]
-                left = real(1) - right
-                near, far = 4 * base[j], 4 * (base[j] + stride)
                 for o in range(outputs):
                     for t in range(terms):
                         product[o * terms + t] = grads[j, o] * pixels[j, t]
-                for pair in range(pairs):
-                    scatter_pair(
-                        flat, pair * plane + near, pair * plane + far,
-                        left, right, lower[j], upper[j], product[2 * pair], product[2 * pair + 1],
-                    )  # fmt: skip
-            fold_row(row, row_weights[i], strip)
-        close_strip(strip, partials[n, s])
+                cell = (base[j] + first_cell(depth)) * pairs * CELL
+                unit = real.type(1)
+                scatter_pairs(cells, cell, column_weights[j], upper[j], unit, row_weights[i], product, 0, pairs)
+            side = end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, aside)
 
 
 _slice_apply = Kernel(_slice_apply_kernel)
@@ -259,10 +238,13 @@ def slice_apply_bwd_grid(
     batch, _, height, width = image.shape
     at = Geometry(lattice, height, width, dtype)
     channels = grad_output.shape[1] * terms
-    sums = StripSums(batch, channels, at, lattice, dtype)
+    grid = torch.empty((batch, channels, *lattice.size), dtype=dtype)
+    bands = Bands(grid, at)
     _slice_apply_bwd_grid(
-        sums.items, 8 * channels * batch * height * width,
+        bands.items, 8 * channels * batch * height * width,
         _guide_array(guide, image, dtype), guide is not None, array(image, dtype), array(grad_output, dtype),
-        at.guide_map, lattice.size[0], terms, sums.strips, at.row_weights, at.columns, at.column_weights, sums.partials,
+        at.guide_map, terms, bands.bands, bands.owners, at.rows, at.row_weights, at.columns, at.column_weights,
+        grid.numpy(), bands.aside,
     )  # fmt: skip
-    return sums.total()
+    bands.add_aside()
+    return grid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,14 @@ def empty_as(image: Tensor, channels: int) -> Tensor:
     interleaved = image.stride(1) < image.stride(3)
     layout = torch.channels_last if interleaved else torch.contiguous_format
     return torch.empty((batch, channels, height, width), dtype=image.dtype, device=image.device, memory_format=layout)
+
+
+def empty_grid(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype, *, interleaved: bool) -> Tensor:
+    """An uninitialised grid ``(N, channels, D, Gh, Gw)`` for a batch as ``like``'s: contiguous, or laid out ``(N, Gh, Gw, D, channels)``.
+
+    Interleaved, all that a pixel reads at one place of the image lies together, and a row of nodes is one piece of memory.
+    """
+    if not interleaved:
+        return like.new_empty((like.shape[0], channels, *size), dtype=dtype)
+    depth, rows, columns = size
+    return like.new_empty((like.shape[0], rows, columns, depth, channels), dtype=dtype).permute(0, 4, 3, 1, 2)

@@ -24,7 +24,7 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
         sigma: standard deviation in nodes, one number or ``(z, y, x)``; 0 leaves an axis alone.
 
     Returns:
-        A contiguous grid of the same shape and dtype, accumulated in float32 (float64 for float64).
+        A grid of the same shape, dtype and layout, accumulated in float32 (float64 for float64).
 
     Raises:
         TypeError: a dtype that is not floating, or a sigma that is not a number.
@@ -49,7 +49,7 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
 
 
 def _fake_blur(grid: Tensor, sigma: list[float]) -> Tensor:
-    return grid.new_empty(grid.shape)
+    return torch.empty_like(grid)
 
 
 _raw_blur = raw_operator("blur", "blur(Tensor grid, float[] sigma) -> Tensor", _fake_blur)

@@ -11,6 +11,7 @@ from torch.autograd import Function
 import bilagrid.ops.slice as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._memory import empty_grid
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
 
 
@@ -57,14 +58,14 @@ def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, ho
     """`splat` of checked arguments.
 
     With ``dz`` the weights are differentiated by the guide's grid coordinate; with ``homogeneous`` the values get one more channel, of ones, which is
-    never stored.
+    never stored, and the grid is interleaved (`empty_grid`).
     """
     return _Splat.apply(values, guide, dz, homogeneous, pack(lattice))
 
 
 def _fake_splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool, homogeneous: bool) -> Tensor:
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.new_empty((values.shape[0], values.shape[1] + homogeneous, *lattice.size), dtype=dtype)
+    return empty_grid(values, values.shape[1] + homogeneous, lattice.size, dtype, interleaved=homogeneous)
 
 
 _raw_splat = raw_operator(
