@@ -83,33 +83,3 @@ def locate_row(guide, guide_map, depth, dz, columns, base, upper):
 def is_interleaved(nodes):
     """Whether a row of nodes (C, D, Gw) lies in memory with channels innermost, so that loops run the same way."""
     return nodes.strides[0] < nodes.strides[2]
-
-
-@helper
-def lerp_rows(grid, row, weight, loaded, below, step, table):
-    """The grid interpolated in y at one image row: ``table[c // lanes, x * (D + 1) + z, c % lanes]``, so that a pixel reads its corners together.
-
-    ``below`` and ``step`` hold the node row and its difference to the next; they are read anew where ``row`` is not ``loaded``. Returns ``row``.
-    """
-    channels, depth, rows, columns = grid.shape
-    lanes = table.shape[2]
-    if row != loaded:
-        here, above = grid[:, :, row], grid[:, :, min(row + 1, rows - 1)]
-        if is_interleaved(here):
-            for x in range(columns):
-                for z in range(depth):
-                    node = x * (depth + 1) + z
-                    for c in range(channels):
-                        below[c // lanes, node, c % lanes] = here[c, z, x]
-                        step[c // lanes, node, c % lanes] = above[c, z, x] - here[c, z, x]
-        else:
-            for c in range(channels):
-                for z in range(depth):
-                    for x in range(columns):
-                        node = x * (depth + 1) + z
-                        below[c // lanes, node, c % lanes] = here[c, z, x]
-                        step[c // lanes, node, c % lanes] = above[c, z, x] - here[c, z, x]
-    flat, start, slope = table.reshape(-1), below.reshape(-1), step.reshape(-1)
-    for k in range(flat.size):
-        flat[k] = start[k] + weight * slope[k]
-    return row

@@ -39,25 +39,31 @@ def contiguous(typingctx: Any, row: Any) -> Any:
 
 
 @intrinsic
-def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, upper: Any, unit: Any) -> Any:
-    """Two channels at one pixel, ``sum over x and z of w_x w_z table``, as a tuple.
+def gather_pair(
+    typingctx: Any, table: Any, near: Any, far: Any, right: Any, above: Any, upper: Any, unit: Any
+) -> Any:
+    """Two channels at one pixel, ``sum over x, y and z of w_x w_y w_z table``, as a tuple.
 
-    ``table`` holds ``(node, channel)`` pairs; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper corner follows it.
+    ``table`` holds ``(node, y, channel)``, two of each of the last; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper
+    corner follows it.
     """
     real = table.dtype
-    signature = types.UniTuple(real, 2)(table, near, far, right, upper, unit)
+    signature = types.UniTuple(real, 2)(table, near, far, right, above, upper, unit)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        table_, near_, far_, right_, upper_, unit_ = arguments
-        scalar = context.get_data_type(real)
-        at_left, at_right = (_load(context, builder, signature.args[0], table_, k, 4) for k in (near_, far_))
-        share = _spread(builder, right_, 4)
-        left = builder.fsub(_constant(scalar, [1] * 4), share)
-        mixed = _fma(builder, share, at_right, builder.fmul(left, at_left, flags=_FUSED))
-        weighted = builder.fmul(_pair_of_weights(builder, upper_, unit_, [0, 0, 1, 1]), mixed, flags=_FUSED)
-        lower_half, upper_half = (_pick(builder, weighted, lanes) for lanes in ([0, 1], [2, 3]))
-        total = builder.fadd(lower_half, upper_half, flags=_FUSED)
-        lanes = [builder.extract_element(total, _INDEX(lane)) for lane in range(2)]
+        table_, near_, far_, right_, above_, upper_, unit_ = arguments
+        one = ir.Constant(context.get_data_type(real), 1)
+        lane = range(8)
+        at_left, at_right = (_load(context, builder, signature.args[0], table_, k, 8) for k in (near_, far_))
+        by_left = builder.fmul(_spread(builder, builder.fsub(one, right_), 8), at_left, flags=_FUSED)
+        mixed = _fma(builder, _spread(builder, right_, 8), at_right, by_left)
+        by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in lane])
+        by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in lane])
+        weighted = builder.fmul(builder.fmul(by_y, by_z, flags=_FUSED), mixed, flags=_FUSED)
+        for half in (4, 2):
+            first, second = (_pick(builder, weighted, range(start, start + half)) for start in (0, half))
+            weighted = builder.fadd(first, second, flags=_FUSED)
+        lanes = [builder.extract_element(weighted, _INDEX(lane)) for lane in range(2)]
         return context.make_tuple(builder, signature.return_type, lanes)
 
     return signature, codegen
@@ -86,15 +92,15 @@ def scatter_pairs(
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         cells_, offset_, right_, upper_, unit_, above_, values_, start_, pairs_ = arguments
         one = ir.Constant(context.get_data_type(real), 1)
-        lane = range(CELL)
-        by_x = _pair_of_weights(builder, right_, one, [k // 8 for k in lane])
-        by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 % 2 for k in lane])
-        by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in lane])
-        weights = builder.fmul(builder.fmul(by_x, by_y, flags=_FUSED), by_z, flags=_FUSED)
+        by_x = _pair_of_weights(builder, right_, one, [0, 0, 1, 1])
+        by_z = _pair_of_weights(builder, upper_, unit_, [0, 1, 0, 1])
+        by_y = _pair_of_weights(builder, above_, one, [0, 0, 1, 1])
+        weights = _pick(builder, builder.fmul(by_x, by_z, flags=_FUSED), [k // 4 for k in range(CELL)])
         with cgutils.for_range(builder, pairs_) as loop:
             pair, cell = (builder.mul(loop.index, ir.Constant(loop.index.type, step)) for step in (2, CELL))
             value = _load(context, builder, signature.args[6], values_, builder.add(start_, pair), 2)
-            value = _pick(builder, value, [k % 2 for k in lane])
+            value = builder.fmul(by_y, _pick(builder, value, [0, 1, 0, 1]), flags=_FUSED)
+            value = _pick(builder, value, [k % 4 for k in range(CELL)])
             address = _address(context, builder, signature.args[0], cells_, builder.add(offset_, cell), CELL)
             before = builder.load(address, align=_alignment(context, real))
             builder.store(_fma(builder, weights, value, before), address, align=_alignment(context, real))

@@ -1,4 +1,4 @@
-"""Slice on the CPU: each row of pixels reads the grid interpolated in y, so a pixel gathers four corners."""
+"""Slice on the CPU: the two rows of nodes around a row of pixels lie so that a pixel's eight corners are two loads a pair of channels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, load_line, locate_row
+from bilagrid.cpu._geometry import Geometry, array, compute_type, is_interleaved, load_line, locate_row
 from bilagrid.cpu._lanes import gather_pair
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
 
 
 @helper
-def gather_row(flat, plane, stride, columns_right, base, upper, unit, pair, line):
-    """Two channels of the row's pixels, ``line[j, channel]``, from the table's plane of that pair."""
-    start = pair * plane
+def load_nodes(grid, row, table):
+    """Two rows of nodes as ``table[c // 2, x * (D + 1) + z, y, c % 2]``, so that a pixel reads a column's corners for two channels together."""
+    channels, depth, rows, columns = grid.shape
+    stride = depth + 1
+    for y in range(2):
+        nodes = grid[:, :, min(row + y, rows - 1)]
+        for pair in range((channels + 1) // 2):
+            first, second = nodes[2 * pair], nodes[min(2 * pair + 1, channels - 1)]
+            target = table[pair, :, y]
+            if is_interleaved(nodes):
+                for x in range(columns):
+                    for z in range(depth):
+                        target[x * stride + z, 0] = first[z, x]
+                        target[x * stride + z, 1] = second[z, x]
+            else:
+                for z in range(depth):
+                    for x in range(columns):
+                        target[x * stride + z, 0] = first[z, x]
+                        target[x * stride + z, 1] = second[z, x]
+
+
+@helper
+def gather_row(table, pair, stride, column_weights, above, base, upper, unit, line):
+    """Two channels of a row of pixels, ``line[j, channel]``."""
+    flat = table[pair].reshape(-1)
     for j in range(base.size):
-        near = start + 2 * np.intp(base[j])
-        line[j, 0], line[j, 1] = gather_pair(flat, near, near + 2 * stride, columns_right[j], upper[j], unit)
+        near = 4 * np.intp(base[j])
+        pixel = gather_pair(flat, near, near + 4 * stride, column_weights[j], above, upper[j], unit)
+        line[j, 0], line[j, 1] = pixel
 
 
 def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
@@ -28,21 +51,19 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
     real = out.dtype.type
     unit = real(0) if dz else real(1)
     stride = depth + 1
-    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
-    below, step = np.zeros_like(table), np.zeros_like(table)
-    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2, 2), out.dtype)
     base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
     scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
-        if n != batch:
-            batch, loaded = n, -1
-        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        if n != batch or rows[i] != loaded:
+            batch, loaded = n, rows[i]
+            load_nodes(grid[n], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, dz, columns, base, upper)
         for c in range(channels):
             if c % 2 == 0:
-                gather_row(flat, plane, stride, column_weights, base, upper, unit, c // 2, line)
+                gather_row(table, c // 2, stride, column_weights, row_weights[i], base, upper, unit, line)
             target = out[n, c, i]
             for j in range(base.size):
                 target[j] = line[j, c % 2]
@@ -54,25 +75,23 @@ def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weig
     height, last = guide.shape[1], channels - 1
     real = out.dtype.type
     stride = depth + 1
-    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2), out.dtype)
-    below, step = np.zeros_like(table), np.zeros_like(table)
-    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2, 2), out.dtype)
     base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
     scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
     scale = np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
-        if n != batch:
-            batch, loaded = n, -1
-        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        if n != batch or rows[i] != loaded:
+            batch, loaded = n, rows[i]
+            load_nodes(grid[n], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, False, columns, base, upper)
-        gather_row(flat, plane, stride, column_weights, base, upper, real(1), last // 2, line)
+        gather_row(table, last // 2, stride, column_weights, row_weights[i], base, upper, real(1), line)
         for j in range(base.size):
             scale[j] = real(1) / line[j, last % 2]
         for c in range(last - 1, -1, -1):
             if c % 2:
-                gather_row(flat, plane, stride, column_weights, base, upper, real(1), c // 2, line)
+                gather_row(table, c // 2, stride, column_weights, row_weights[i], base, upper, real(1), line)
             target = out[n, c, i]
             for j in range(base.size):
                 target[j] = scale[j] * line[j, c % 2]
@@ -87,25 +106,24 @@ def _slice_bwd_guide_kernel(
     height = guide.shape[1]
     real = out.dtype.type
     stride = depth + 1
-    table = np.zeros(((grid.shape[1] + 1) // 2, (width + 1) * stride, 2), out.dtype)
-    below, step = np.zeros_like(table), np.zeros_like(table)
-    flat, plane = table.reshape(-1), 2 * table.shape[1]
+    table = np.zeros(((grid.shape[1] + 1) // 2, (width + 1) * stride, 2, 2), out.dtype)
+    flat, plane = table.reshape(-1), 4 * table.shape[1]
     base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
     scratch = np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
-        if n != batch:
-            batch, loaded = n, -1
-        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        if n != batch or rows[i] != loaded:
+            batch, loaded = n, rows[i]
+            load_nodes(grid[n], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, True, columns, base, upper)
         for j in range(guide.shape[2]):
             right = column_weights[j]
-            near, far = 2 * np.intp(base[j]), 2 * (base[j] + stride)
+            near, far = 4 * np.intp(base[j]), 4 * (base[j] + stride)
             total = real(0)
             for c in range(0, channels, 2):
                 block = c // 2 * plane
-                a, b = gather_pair(flat, block + near, block + far, right, upper[j], real(0))
+                a, b = gather_pair(flat, block + near, block + far, right, row_weights[i], upper[j], real(0))
                 total += values[n, c, i, j] * a
                 if c + 1 < channels:
                     total += values[n, c + 1, i, j] * b
@@ -113,7 +131,7 @@ def _slice_bwd_guide_kernel(
                     total += b
             if homogeneous and channels % 2 == 0:
                 block = channels // 2 * plane
-                total += gather_pair(flat, block + near, block + far, right, upper[j], real(0))[0]
+                total += gather_pair(flat, block + near, block + far, right, row_weights[i], upper[j], real(0))[0]
             out[n, i, j] = guide_map[0] * total
 
 

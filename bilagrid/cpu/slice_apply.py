@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, lerp_rows, load_line, locate_row
+from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, locate_row
 from bilagrid.cpu._lanes import CELL, LANES, apply_four, scatter_pairs
 from bilagrid.cpu._reduction import Bands, cells_of_row, end_row, first_cell
 from bilagrid.cpu._run import Kernel, helper
@@ -14,6 +14,27 @@ from bilagrid.cpu.splat import load_row
 from bilagrid.lattice import Lattice
 from bilagrid.ops._luma import LUMA
 from bilagrid.ops._memory import empty_as
+
+
+@helper
+def lerp_rows(grid, row, weight, loaded, below, step, table):
+    """The grid interpolated in y at one image row, ``table[x * (D + 1) + z, c]``, so that a pixel reads its corners together.
+
+    ``below`` and ``step`` hold the node row and its difference to the next; they are read anew where ``row`` is not ``loaded``. Returns ``row``.
+    """
+    channels, depth, rows, columns = grid.shape
+    if row != loaded:
+        above = min(row + 1, rows - 1)
+        for c in range(channels):
+            for z in range(depth):
+                for x in range(columns):
+                    node = x * (depth + 1) + z
+                    below[node, c] = grid[c, z, row, x]
+                    step[node, c] = grid[c, z, above, x] - grid[c, z, row, x]
+    flat, start, slope = table.reshape(-1), below.reshape(-1), step.reshape(-1)
+    for k in range(flat.size):
+        flat[k] = start[k] + weight * slope[k]
+    return row
 
 
 @helper
@@ -40,7 +61,7 @@ def _slice_apply_kernel(
     real = out.dtype.type
     one = real(1)
     stride = depth + 1
-    table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
+    table = np.zeros(((width + 1) * stride, grid.shape[1]), real)
     below, step = np.zeros_like(table), np.zeros_like(table)
     flat, channels = table.reshape(-1), grid.shape[1]
     base, upper = np.empty(length, np.int32), np.empty(length, real)
@@ -89,7 +110,7 @@ def _slice_apply_bwd_pixels_kernel(
     real = grad_image.dtype.type
     zero = real(0)
     stride = depth + 1
-    table = np.zeros((1, (width + 1) * stride, grid.shape[1]), real)
+    table = np.zeros(((width + 1) * stride, grid.shape[1]), real)
     below, step = np.zeros_like(table), np.zeros_like(table)
     corners = table.reshape(((width + 1) * stride, grid.shape[1] // LANES, LANES))
     base, upper, slope = np.empty(length, np.int32), np.empty(length, real), np.empty(length, real)
