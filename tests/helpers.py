@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilagrid import Lattice
+from tests.reference import lattice as reference
 
 # Relative to the largest magnitude of the expected values. float32 sums a few thousand terms; half types round the inputs' products once, at the end.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -63,18 +65,41 @@ class Problem:
     strides: str
     seed: int
 
+    backend: str = "numba"
+
+    def on(self, backend: str) -> Problem:
+        """The problem for a backend, cut down for the interpreter: there a pixel of a node's footprint costs milliseconds.
+
+        An explicit example is as large as it is for a reason: it says which backend it is for, and is not cut.
+        """
+        if backend != "interpreter" or self.backend == "any":
+            return replace(self, backend=backend)
+        depth, rows, columns = self.size
+        height, width = self.image_size
+        return replace(
+            self,
+            size=(min(depth, 4), min(rows, 3), min(columns, 3)),
+            image_size=(min(height, 3), min(width, 7)),
+            backend=backend,
+        )
+
     @property
     def lattice(self) -> Lattice:
         return CONSTRUCTORS[self.kind](self.size, self.image_size)
 
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def reference(self) -> reference.Lattice:
+        """The same lattice, from the tests' own tables."""
+        return getattr(reference, self.kind)(self.size, self.image_size)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Grid, guide and values; the guide reaches below 0 and above 1, and some of it lies on nodes."""
         generator = torch.Generator().manual_seed(self.seed)
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
         grid = draw(self.batch, self.channels, *self.size)
         guide = 1.4 * torch.rand(self.batch, *self.image_size, generator=generator, dtype=torch.float64) - 0.2
         values = draw(self.batch, self.channels, *self.image_size)
-        placed = (strided(t.to(device, self.dtype), self.strides) for t in (grid, guide, values))
+        placed = (strided(t.to(device_of(self.backend), self.dtype), self.strides) for t in (grid, guide, values))
         return tuple(placed)  # type: ignore[return-value]
 
 
@@ -96,6 +121,20 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)
 
 def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" else "cpu"
+
+
+def example(channels: int, size: tuple[int, int, int], image_size: tuple[int, int], kind: str, **more: Any) -> Problem:
+    """A float32 problem for every backend, as it is."""
+    given = {"batch": 1, "dtype": torch.float32, "strides": "contiguous", "seed": 0} | more
+    return Problem(channels=channels, size=size, image_size=image_size, kind=kind, backend="any", **given)
+
+
+# For the coarse kernels: rows of two blocks, a cell of two strips, each of more pixels than a product takes at once.
+COARSE = example(3, (4, 2, 2), (6, 130), "half_pixel", strides="interleaved")
+# More planes and channels than one product has.
+COARSE_TILES = example(17, (18, 1, 2), (2, 310), "cell_centered")
+# For the fine kernels: rows of two blocks of nodes and of two blocks of pixels.
+FINE_BLOCKS = example(2, (3, 2, 130), (2, 131), "corner_aligned")
 
 
 def off_nodes(shape: tuple[int, ...], depth: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,7 +16,7 @@ SIGMAS = st.sampled_from([(0.0, 0.0, 0.0), (0.8, 0.8, 0.8), (1.1, 0.0, 0.6), (0.
 
 @given(problem=problems(), sigma=SIGMAS)
 def test_equals_reference(backend: str, problem: Problem, sigma: tuple[float, float, float]) -> None:
-    grid, _, _ = problem.tensors(device_of(backend))
+    grid, _, _ = problem.on(backend).tensors()
     out = bilagrid.blur(grid, sigma)
     assert out.dtype == problem.dtype
     assert_near(out, expected.blur(numpy64(grid), sigma))

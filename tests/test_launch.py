@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from bilagrid.gpu import _gather, _launch, _reduction, _regime, blur, slice, slice_apply, splat, total_variation
 from bilagrid.lattice import Lattice
+from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -58,6 +59,15 @@ def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_ima
     with _regime.override(regime="fine"):
         assert _regime.choose(1, (1, 1, 1), 4096) == "fine"
     assert _regime.choose(1, (1, 1, 1), 4096) == "coarse"
+
+
+@pytest.mark.parametrize(
+    ("problem", "regime", "channels"),
+    [(COARSE, "coarse", 12), (COARSE_TILES, "coarse", 17), (FINE_BLOCKS, "fine", 1)],
+    ids=["coarse", "coarse tiles", "fine blocks"],
+)
+def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
+    assert _regime.choose(channels, problem.size, problem.image_size[1]) == regime
 
 
 @pytest.mark.parametrize("size", [(8, 16, 16), (16, 135, 240)])

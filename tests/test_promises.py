@@ -24,7 +24,8 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 @given(problem=FLOAT64)
 def test_slice_and_splat_are_adjoint(backend_in_depth: str, problem: Problem) -> None:
-    grid, guide, values = problem.tensors(device_of(backend_in_depth))
+    problem = problem.on(backend_in_depth)
+    grid, guide, values = problem.tensors()
     splatted = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
     sliced = bilagrid.slice(grid, guide, lattice=problem.lattice)
     assert_close((splatted * grid).sum(), (values * sliced).sum())
@@ -32,14 +33,16 @@ def test_slice_and_splat_are_adjoint(backend_in_depth: str, problem: Problem) ->
 
 @given(problem=problems(dtypes=(torch.float32, torch.float64)))
 def test_a_constant_grid_gives_a_constant(backend_in_depth: str, problem: Problem) -> None:
-    grid, guide, _ = problem.tensors(device_of(backend_in_depth))
+    problem = problem.on(backend_in_depth)
+    grid, guide, _ = problem.tensors()
     out = bilagrid.slice(torch.full_like(grid, 2.5), guide, lattice=problem.lattice)
     assert_close(out, torch.full_like(out, 2.5))
 
 
 @given(problem=FLOAT64)
 def test_splat_of_ones_sums_to_the_number_of_pixels(backend_in_depth: str, problem: Problem) -> None:
-    _, guide, values = problem.tensors(device_of(backend_in_depth))
+    problem = problem.on(backend_in_depth)
+    _, guide, values = problem.tensors()
     grid = bilagrid.splat(torch.ones_like(values), guide, problem.size, lattice=problem.lattice)
     pixels = problem.image_size[0] * problem.image_size[1]
     assert_close(grid.sum((2, 3, 4)), torch.full_like(grid[..., 0, 0, 0], pixels))
@@ -48,12 +51,13 @@ def test_splat_of_ones_sums_to_the_number_of_pixels(backend_in_depth: str, probl
 @given(problem=FLOAT64)
 def test_an_affine_grid_is_reproduced(backend_in_depth: str, problem: Problem) -> None:
     """A grid affine in (x, y, z) is read as that function of the pixel's place, saturated at the border."""
-    _, guide, _ = problem.tensors(device_of(backend_in_depth))
+    problem = problem.on(backend_in_depth)
+    _, guide, _ = problem.tensors()
     (depth, rows, columns), (height, width) = problem.size, problem.image_size
     nodes = [torch.arange(n, dtype=torch.float64, device=guide.device) for n in problem.size]
     grid = 0.3 + 2.0 * nodes[0][:, None, None] - 0.7 * nodes[1][:, None] + 1.1 * nodes[2]
     grid = grid.expand(guide.shape[0], 1, *problem.size)
-    (scale_z, scale_y, scale_x), (offset_z, offset_y, offset_x) = problem.lattice.scale, problem.lattice.offset
+    (scale_z, scale_y, scale_x), (offset_z, offset_y, offset_x) = problem.reference.scale, problem.reference.offset
     z = (guide * scale_z + offset_z).clamp(0, depth - 1)
     y = (torch.arange(height, dtype=torch.float64, device=guide.device) * scale_y + offset_y).clamp(0, rows - 1)
     x = (torch.arange(width, dtype=torch.float64, device=guide.device) * scale_x + offset_x).clamp(0, columns - 1)
@@ -63,7 +67,8 @@ def test_an_affine_grid_is_reproduced(backend_in_depth: str, problem: Problem) -
 
 @given(problem=FLOAT64, a=st.floats(-3, 3), b=st.floats(-3, 3))
 def test_linear(backend_in_depth: str, problem: Problem, a: float, b: float) -> None:
-    grid, guide, values = problem.tensors(device_of(backend_in_depth))
+    problem = problem.on(backend_in_depth)
+    grid, guide, values = problem.tensors()
     other_grid, other_values = torch.randn_like(grid), torch.randn_like(values)
 
     def sliced(g: Tensor) -> Tensor:

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 
 import bilagrid
 from bilagrid import Lattice
 from bilagrid.ops.slice import slice_
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems
+from tests.helpers import COARSE, FINE_BLOCKS, Problem, assert_near, device_of, example, numpy64, problems
+from tests.reference import lattice as reference
 from tests.reference import slice as expected
 
-BORDER = Problem(1, 3, (4, 2, 3), (7, 33), "cell_centered", torch.float32, "contiguous", 0)
-LARGE_C = Problem(1, 65, (2, 2, 2), (2, 9), "half_pixel", torch.float32, "interleaved", 1)
+LARGE_C = example(65, (2, 2, 2), (2, 9), "half_pixel", strides="interleaved")
+LARGE_C_COARSE = example(65, (2, 1, 2), (1, 140), "half_pixel")
 
 
 @pytest.mark.parametrize("dz", [False, True], ids=["value", "by z"])
 @given(problem=problems())
-@example(problem=BORDER)
-@example(problem=LARGE_C)
-def test_equals_reference(backend: str, dz: bool, problem: Problem) -> None:
-    grid, guide, _ = problem.tensors(device_of(backend))
+@hypothesis.example(problem=COARSE)
+@hypothesis.example(problem=FINE_BLOCKS)
+@hypothesis.example(problem=LARGE_C)
+@hypothesis.example(problem=LARGE_C_COARSE)
+def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> None:
+    problem = problem.on(backend_in_depth)
+    grid, guide, _ = problem.tensors()
     out = slice_(grid, guide, problem.lattice, dz)
     assert out.dtype == problem.dtype
     assert out.is_contiguous()
-    assert_near(out, expected.slice(numpy64(grid), numpy64(guide), problem.lattice, dz))
+    assert_near(out, expected.slice(numpy64(grid), numpy64(guide), problem.reference, dz))
 
 
 @given(problem=problems())
-def test_guide_gradient_equals_reference(backend: str, problem: Problem) -> None:
-    grid, guide, values = problem.tensors(device_of(backend))
+@hypothesis.example(problem=COARSE)
+@hypothesis.example(problem=FINE_BLOCKS)
+@hypothesis.example(problem=LARGE_C_COARSE)
+def test_guide_gradient_equals_reference(backend_in_depth: str, problem: Problem) -> None:
+    problem = problem.on(backend_in_depth)
+    grid, guide, values = problem.tensors()
     guide.requires_grad_()
     bilagrid.slice(grid, guide, lattice=problem.lattice).backward(values)
-    wanted = expected.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.lattice)
+    wanted = expected.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.reference)
     assert guide.grad is not None
     assert_near(guide.grad, wanted)
 
@@ -56,7 +65,7 @@ def test_guide_beyond_the_grid_saturates_and_nan_stays_at_its_pixel(backend: str
     guide[0, 0, :5] = torch.tensor([-7.0, 9.0, float("inf"), -float("inf"), float("nan")])
     out = bilagrid.slice(grid, guide)
     assert_near(out[..., 1:, :], calm[..., 1:, :])
-    assert_near(out, expected.slice(numpy64(grid), numpy64(guide), Lattice.cell_centered((5, 2, 2), (4, 6))))
+    assert_near(out, expected.slice(numpy64(grid), numpy64(guide), reference.cell_centered((5, 2, 2), (4, 6))))
     assert out.isnan().sum() == 3
     flat = Lattice.half_pixel((1, 2, 2), (4, 6))
     one_plane = bilagrid.slice(grid[:, :, :1], guide, lattice=flat)

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bilagrid
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems, strided
+from tests.helpers import COARSE, FINE_BLOCKS, Problem, assert_near, device_of, numpy64, problems, strided
+from tests.reference import lattice as reference_lattice
 from tests.reference import slice_apply as expected
 
 CHANNELS = st.sampled_from([(3, 3), (1, 1), (2, 5), (7, 3), (4, 2)])
 
 
 @given(problem=problems(), channels=CHANNELS, offset=st.booleans(), use_luma=st.booleans())
+@hypothesis.example(problem=COARSE, channels=(3, 3), offset=True, use_luma=False)
+@hypothesis.example(problem=COARSE, channels=(3, 3), offset=True, use_luma=True)
+@hypothesis.example(problem=COARSE, channels=(2, 5), offset=False, use_luma=False)
+@hypothesis.example(problem=FINE_BLOCKS, channels=(1, 1), offset=True, use_luma=False)
 def test_equals_reference_with_every_gradient(
-    backend: str, problem: Problem, channels: tuple[int, int], offset: bool, use_luma: bool
+    backend_in_depth: str, problem: Problem, channels: tuple[int, int], offset: bool, use_luma: bool
 ) -> None:
     outputs, inputs = channels
     if use_luma:
         inputs = 3
-    device, lattice = device_of(backend), problem.lattice
-    grid, guide, _ = replace(problem, channels=outputs * (inputs + offset)).tensors(device)
-    image = replace(problem, channels=inputs, seed=problem.seed + 1).tensors(device)[2].abs().fmod(1.0)
-    grad = replace(problem, channels=outputs, seed=problem.seed + 2).tensors(device)[2]
+    problem = problem.on(backend_in_depth)
+    lattice, reference = problem.lattice, problem.reference
+    grid, guide, _ = replace(problem, channels=outputs * (inputs + offset)).tensors()
+    image = replace(problem, channels=inputs, seed=problem.seed + 1).tensors()[2].abs().fmod(1.0)
+    grad = replace(problem, channels=outputs, seed=problem.seed + 2).tensors()[2]
     leaves = [t.detach().requires_grad_() for t in (grid, guide, image)]
     out = bilagrid.slice_apply(leaves[0], None if use_luma else leaves[1], leaves[2], lattice=lattice, offset=offset)
     assert out.dtype == image.dtype
     at = None if use_luma else numpy64(guide)
-    assert_near(out, expected.slice_apply(numpy64(grid), at, numpy64(image), lattice, offset))
+    assert_near(out, expected.slice_apply(numpy64(grid), at, numpy64(image), reference, offset))
     out.backward(grad)
-    wanted = expected.slice_apply_bwd(numpy64(grid), at, numpy64(image), numpy64(grad), lattice, offset)
+    wanted = expected.slice_apply_bwd(numpy64(grid), at, numpy64(image), numpy64(grad), reference, offset)
     for leaf, value in zip(leaves, wanted, strict=True):
         if value is None:
             assert leaf.grad is None
@@ -51,7 +58,7 @@ def test_luma_gradient_in_float32(backend: str) -> None:
     image.requires_grad_()
     grad = away * torch.randn(1, 3, 6, 9, device=device)
     bilagrid.slice_apply(grid, None, image).backward(grad)
-    lattice = bilagrid.Lattice.cell_centered((4, 2, 2), (6, 9))
+    lattice = reference_lattice.cell_centered((4, 2, 2), (6, 9))
     wanted = expected.slice_apply_bwd(numpy64(grid), None, numpy64(image), numpy64(grad), lattice, True)
     assert image.grad is not None
     assert_near(image.grad, wanted[2])

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 
 import bilagrid
 from bilagrid.ops.splat import splat_
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems
+from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem, assert_near, device_of, numpy64, problems
 from tests.reference import slice as slice_reference
 from tests.reference import splat as expected
-
-WIDE_CELLS = Problem(1, 12, (8, 2, 2), (12, 33), "cell_centered", torch.float32, "contiguous", 0)
-FINE = Problem(1, 1, (9, 5, 5), (7, 9), "half_pixel", torch.float32, "contiguous", 2)
 
 
 @pytest.mark.parametrize("dz", [False, True], ids=["value", "by z"])
 @given(problem=problems())
-@example(problem=WIDE_CELLS)
-@example(problem=FINE)
-def test_equals_reference(backend: str, dz: bool, problem: Problem) -> None:
-    _, guide, values = problem.tensors(device_of(backend))
+@hypothesis.example(problem=COARSE)
+@hypothesis.example(problem=COARSE_TILES)
+@hypothesis.example(problem=FINE_BLOCKS)
+def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> None:
+    problem = problem.on(backend_in_depth)
+    _, guide, values = problem.tensors()
     grid = splat_(values, guide, problem.lattice, dz)
     assert grid.dtype == (torch.float64 if problem.dtype == torch.float64 else torch.float32)
     assert grid.is_contiguous()
-    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.lattice, dz))
+    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference, dz))
 
 
 @given(problem=problems())
-def test_homogeneous_channel_is_a_channel_of_ones(backend: str, problem: Problem) -> None:
-    _, guide, values = problem.tensors(device_of(backend))
+@hypothesis.example(problem=COARSE)
+def test_homogeneous_channel_is_a_channel_of_ones(backend_in_depth: str, problem: Problem) -> None:
+    problem = problem.on(backend_in_depth)
+    _, guide, values = problem.tensors()
     ones = torch.ones_like(values[:, :1])
     plain = splat_(torch.cat([values, ones], 1), guide, problem.lattice)
     assert_near(splat_(values, guide, problem.lattice, homogeneous=True), plain)
 
 
 @given(problem=problems())
-def test_gradients_equal_reference(backend: str, problem: Problem) -> None:
-    grid, guide, values = problem.tensors(device_of(backend))
+@hypothesis.example(problem=COARSE)
+def test_gradients_equal_reference(backend_in_depth: str, problem: Problem) -> None:
+    problem = problem.on(backend_in_depth)
+    grid, guide, values = problem.tensors()
     values, guide = values.requires_grad_(), guide.requires_grad_()
     out = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
     out.backward(grid.to(out.dtype))
     assert values.grad is not None
     assert guide.grad is not None
-    assert_near(values.grad, slice_reference.slice(numpy64(grid), numpy64(guide), problem.lattice))
-    by_guide = slice_reference.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.lattice)
+    assert_near(values.grad, slice_reference.slice(numpy64(grid), numpy64(guide), problem.reference))
+    by_guide = slice_reference.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.reference)
     assert_near(guide.grad, by_guide)
 
 

@@ -13,7 +13,7 @@ from tests.reference import total_variation as expected
 
 @given(problem=problems())
 def test_equals_reference_with_gradient(backend: str, problem: Problem) -> None:
-    grid = problem.tensors(device_of(backend))[0].detach().requires_grad_()
+    grid = problem.on(backend).tensors()[0].detach().requires_grad_()
     value = bilagrid.total_variation(grid)
     assert value.dtype == problem.dtype
     wanted = expected.total_variation(numpy64(grid))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tests.reference.lattice import Lattice
 from tests.reference.slice import slice, slice_bwd_guide
 from tests.reference.splat import splat
 
@@ -15,7 +16,9 @@ def _with_one(image: np.ndarray, offset: bool) -> np.ndarray:
     return np.concatenate([image, np.ones_like(image[:, :1])], axis=1) if offset else image
 
 
-def slice_apply(grid: np.ndarray, guide: np.ndarray | None, image: np.ndarray, lattice, offset: bool) -> np.ndarray:
+def slice_apply(
+    grid: np.ndarray, guide: np.ndarray | None, image: np.ndarray, lattice: Lattice, offset: bool
+) -> np.ndarray:
     """``out_o = sum_i A_oi image_i + A_o,offset`` with A the sliced grid."""
     maps = slice(grid, luma(image) if guide is None else guide, lattice)
     terms = _with_one(image, offset)
@@ -26,7 +29,9 @@ def slice_apply(grid: np.ndarray, guide: np.ndarray | None, image: np.ndarray, l
     return out
 
 
-def slice_apply_bwd(grid, guide, image, grad, lattice, offset) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+def slice_apply_bwd(
+    grid: np.ndarray, guide: np.ndarray | None, image: np.ndarray, grad: np.ndarray, lattice: Lattice, offset: bool
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Gradients by grid, guide and image; without a guide the second is None and its share is in the third."""
     at = luma(image) if guide is None else guide
     terms = _with_one(image, offset)

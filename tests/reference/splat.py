@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.reference.lattice import pixel_weights
+from tests.reference.lattice import Lattice, pixel_weights
 
 
-def splat(values: np.ndarray, guide: np.ndarray, lattice, dz: bool = False) -> np.ndarray:
+def splat(values: np.ndarray, guide: np.ndarray, lattice: Lattice, dz: bool = False) -> np.ndarray:
     """``grid[n, c, k] = sum_p w_k(p) values[n, c, p]``; a pixel with a NaN guide is left out."""
     batch, channels, height, width = values.shape
     grid = np.zeros((batch, channels, *lattice.size))
