@@ -19,7 +19,7 @@ from bilagrid.ops.splat import splat_
 _TENT_VARIANCE = 1 / 3
 
 # Cells are at least so fine: wide sigmas then cost what narrow ones do, and come closer to the exact filter.
-_LEAST_CELLS = 16  # over the guide's range
+_LEAST_CELLS = 12  # over the guide's range
 _LARGEST_CELL = 8.0  # pixels
 
 # Joint upsampling's share of the plain bilinear result: it decides only where no low-resolution pixel of a like guide value is near.
@@ -49,7 +49,7 @@ def bilateral_filter(
         sigma_color: standard deviation in units of the guide.
         guide_range: least and greatest guide value; values beyond are filtered as if at the border. None measures the guide: the one host synchronisation.
         nodes_per_sigma: least number of grid nodes a sigma along ``(z, y, x)``, 0.58 or more; more is closer to the exact filter and slower. Wide
-            sigmas get more by themselves: cells of at most 8 pixels, and at least 16 over the guide's range.
+            sigmas get more by themselves: cells of at most 8 pixels, and at least 12 over the guide's range.
 
     Returns:
         ``(N, C, H, W)`` in the image's dtype.

@@ -39,9 +39,7 @@ def contiguous(typingctx: Any, row: Any) -> Any:
 
 
 @intrinsic
-def gather_pair(
-    typingctx: Any, table: Any, near: Any, far: Any, right: Any, above: Any, upper: Any, unit: Any
-) -> Any:
+def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, above: Any, upper: Any, unit: Any) -> Any:
     """Two channels at one pixel, ``sum over x, y and z of w_x w_y w_z table``, as a tuple.
 
     ``table`` holds ``(node, y, channel)``, two of each of the last; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper

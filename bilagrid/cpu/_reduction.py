@@ -64,7 +64,7 @@ def end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, asi
     if not is_last and rows[i + 1] == row:
         return side
     lower, upper = sums[side], sums[1 - side]
-    channels, depth, _, columns = grid.shape[1:]
+    depth, columns = grid.shape[2], grid.shape[4]
     size = pairs * CELL
     stride = (depth + 1) * size
     for x in range(columns):

@@ -20,7 +20,7 @@ import torch
 
 # Below this many multiply-adds the hand-over to other threads costs more than it saves.
 _SERIAL_WORK = 200_000
-_CHUNKS_PER_THREAD = 4
+_CHUNKS_PER_THREAD = 8
 
 # Fused multiply-add and the sign of zero only: NaN and infinity keep their meaning, sums keep their order.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
