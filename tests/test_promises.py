@@ -136,21 +136,24 @@ def _everything(grid: Tensor, guide: Tensor, image: Tensor) -> list[Tensor]:
     return [applied, splatted, sliced, *torch.autograd.grad(loss, leaves)]
 
 
-def _problem(regime: str, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Grid, guide and image of which all operators take the coarse kernels, or the fine ones; as small as the interpreter wants them."""
-    size, image_size = {"coarse": ((2, 2, 2), (6, 25)), "fine": ((3, 2, 3), (2, 5))}[regime]
+# Grid and image of which all operators take the coarse kernels, or the fine ones: as small as the interpreter wants them, and large enough for threads.
+SMALL = {"coarse": ((2, 2, 2), (6, 25)), "fine": ((3, 2, 3), (2, 5))}
+LARGE = {"coarse": ((8, 6, 5), (91, 253)), "fine": ((8, 30, 50), (91, 253))}
+
+
+def _problem(backend: str, regime: str, batch: int = 1) -> list[Tensor]:
+    """Grid, guide and image."""
+    size, image_size = (SMALL if backend == "interpreter" else LARGE)[regime]
     generator = torch.Generator().manual_seed(3)
     grid = torch.randn(batch, 12, *size, generator=generator)
-    return (
-        grid,
-        torch.rand(batch, *image_size, generator=generator),
-        torch.rand(batch, 3, *image_size, generator=generator),
-    )
+    guide = torch.rand(batch, *image_size, generator=generator)
+    image = torch.rand(batch, 3, *image_size, generator=generator)
+    return [t.to(device_of(backend)) for t in (grid, guide, image)]
 
 
 @pytest.mark.parametrize("regime", ["coarse", "fine"])
 def test_the_batch_does_not_change_a_bit(backend: str, regime: str) -> None:
-    given = [t.to(device_of(backend)) for t in _problem(regime, 2)]
+    given = _problem(backend, regime, 2)
     together = _everything(*given)
     swapped = _everything(*(t.flip(0) for t in given))
     for whole, other in zip(together, swapped, strict=True):
@@ -162,7 +165,7 @@ def test_the_batch_does_not_change_a_bit(backend: str, regime: str) -> None:
 
 @pytest.mark.parametrize("regime", ["coarse", "fine"])
 def test_every_run_gives_the_same_bits(backend: str, regime: str) -> None:
-    given = [t.to(device_of(backend)) for t in _problem(regime)]
+    given = _problem(backend, regime)
     for first, second in zip(_everything(*given), _everything(*given), strict=True):
         torch.testing.assert_close(second, first, rtol=0, atol=0)
 
@@ -193,7 +196,8 @@ def test_both_regimes_agree(triton_backend: str, natural: str) -> None:
     """The kernels of either regime serve the problems of both."""
     from bilagrid.gpu import _regime
 
-    given = [t.to(device_of(triton_backend)) for t in _problem(natural)]
+    given = _problem(triton_backend, natural)
+    assert _regime.choose(12, tuple(given[0].shape[2:]), given[1].shape[2]) == natural
     results = []
     for regime in ("coarse", "fine"):
         with _regime.override(regime=regime):
