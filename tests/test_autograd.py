@@ -13,6 +13,7 @@ import bilagrid
 from bilagrid import Lattice
 from bilagrid.ops.slice import slice_, slice_bwd_guide_, slice_normalized_
 from bilagrid.ops.splat import splat_
+from tests.conftest import BACKENDS
 from tests.helpers import device_of, off_nodes
 
 SIZE, IMAGE = (3, 2, 2), (3, 4)
@@ -78,10 +79,22 @@ def test_gradients(backend: str, case: str) -> None:
     assert gradcheck(function, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_second_gradients(backend_in_depth: str, case: str) -> None:
+# The other operators' second derivatives are compositions of these two and cost the interpreter up to ten seconds each.
+QUICK = ("slice", "splat")
+
+
+@pytest.mark.parametrize(
+    ("backend", "case"),
+    [
+        pytest.param(backend, case, marks=[pytest.mark.slow] if backend == "interpreter" and case not in QUICK else [])
+        for backend in BACKENDS
+        for case in CASES
+    ],
+    indirect=["backend"],
+)
+def test_second_gradients(backend: str, case: str) -> None:
     function, arguments = CASES[case]
-    leaves = [t.to(device_of(backend_in_depth)).requires_grad_() for t in arguments()]
+    leaves = [t.to(device_of(backend)).requires_grad_() for t in arguments()]
     assert gradgradcheck(function, leaves, fast_mode=True)
 
 
