@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import bilagrid
-from tests.helpers import COARSE, FINE_BLOCKS, Problem, assert_near, device_of, numpy64, problems, strided
+from tests.helpers import COARSE, FINE_BLOCKS, TOLERANCE, Problem, assert_near, device_of, numpy64, problems, strided
 from tests.reference import lattice as reference_lattice
 from tests.reference import slice_apply as expected
+
+
+def off_kinks(image: Tensor, lattice: reference_lattice.Lattice) -> Tensor:
+    """1 where luma keeps away from the kinks, so that rounding does not move it to another cell, else 0: (N, 1, H, W), of the image's type."""
+    z = expected.luma(numpy64(image)) * lattice.scale[0] + lattice.offset[0]
+    return torch.from_numpy(np.abs(z - z.round()) > 1e-3)[:, None].to(image)
+
 
 CHANNELS = st.sampled_from([(3, 3), (1, 1), (2, 5), (7, 3), (4, 2)])
 
@@ -34,6 +43,8 @@ def test_equals_reference_with_every_gradient(
     grid, guide, _ = replace(problem, channels=outputs * (inputs + offset)).tensors()
     image = replace(problem, channels=inputs, seed=problem.seed + 1).tensors()[2].abs().fmod(1.0)
     grad = replace(problem, channels=outputs, seed=problem.seed + 2).tensors()[2]
+    if use_luma:
+        grad = grad * off_kinks(image, reference)
     leaves = [t.detach().requires_grad_() for t in (grid, guide, image)]
     out = bilagrid.slice_apply(leaves[0], None if use_luma else leaves[1], leaves[2], lattice=lattice, offset=offset)
     assert out.dtype == image.dtype
@@ -44,24 +55,29 @@ def test_equals_reference_with_every_gradient(
     for leaf, value in zip(leaves, wanted, strict=True):
         if value is None:
             assert leaf.grad is None
-        elif not (use_luma and problem.dtype in (torch.float16, torch.bfloat16, torch.float32) and leaf is leaves[2]):
+        else:
             assert leaf.grad is not None
             assert_near(leaf.grad, value)
 
 
-def test_luma_gradient_in_float32(backend: str) -> None:
-    """Away from the kinks, where float32 luma and float64 luma lie in the same cell."""
-    device = device_of(backend)
-    grid, image = torch.randn(1, 12, 4, 2, 2, device=device), torch.rand(1, 3, 6, 9, device=device)
-    z = 4 * (0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]) - 0.5
-    away = ((z - z.round()).abs() > 1e-3)[:, None]
-    image.requires_grad_()
-    grad = away * torch.randn(1, 3, 6, 9, device=device)
-    bilagrid.slice_apply(grid, None, image).backward(grad)
-    lattice = reference_lattice.cell_centered((4, 2, 2), (6, 9))
+@pytest.mark.parametrize("grid_dtype", [torch.float32, None], ids=["grid float32", "grid as the image"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_luma_gradients(backend: str, dtype: torch.dtype, grid_dtype: torch.dtype | None) -> None:
+    """The image's gradient has a share through luma, in the image's own type."""
+    device, lattice = device_of(backend), reference_lattice.cell_centered((4, 2, 2), (3, 7))
+    grid = torch.randn(1, 12, 4, 2, 2, device=device).to(grid_dtype or dtype)
+    image = torch.rand(1, 3, 3, 7, device=device).to(dtype)
+    grad = torch.randn(1, 3, 3, 7, device=device).to(dtype) * off_kinks(image, lattice)
+    leaves = [grid.requires_grad_(), image.requires_grad_()]
+    by_grid, by_image = torch.autograd.grad(bilagrid.slice_apply(grid, None, image), leaves, grad)
+    assert (by_grid.dtype, by_image.dtype) == (grid.dtype, dtype)
     wanted = expected.slice_apply_bwd(numpy64(grid), None, numpy64(image), numpy64(grad), lattice, True)
-    assert image.grad is not None
-    assert_near(image.grad, wanted[2])
+    assert_near(by_grid, wanted[0], max(grid.dtype, dtype, key=TOLERANCE.__getitem__))
+    assert_near(by_image, wanted[2])
+    without = expected.slice_apply_bwd(
+        numpy64(grid), expected.luma(numpy64(image)), numpy64(image), numpy64(grad), lattice, True
+    )
+    assert np.abs(wanted[2] - without[2]).max() > 0.1, "luma has no share in the gradient"
 
 
 @pytest.mark.parametrize("outputs", [3, 5])
