@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import bilagrid
 from bilagrid import Lattice
 from tests.helpers import CONSTRUCTORS
+from tests.reference import lattice as reference
 
 SIZE, IMAGE = (8, 16, 12), (90, 160)
 TABLE = {
@@ -31,14 +32,56 @@ def test_corner_aligned_image_of_one_pixel() -> None:
     assert Lattice.corner_aligned(SIZE, (1, 1)).scale == (7, 0, 0)
 
 
-def test_from_sigma() -> None:
-    lattice, size = Lattice.from_sigma(8, 0.1, IMAGE, guide_range=(-1.0, 3.0))
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+IMAGES = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
+
+
+def assert_same(lattice: Lattice, wanted: reference.Lattice) -> None:
+    assert lattice.size == wanted.size
+    assert lattice.scale == pytest.approx(wanted.scale, rel=1e-14)
+    # Offsets are differences of numbers near 1, or of as many nodes as a crop has gone past.
+    assert lattice.offset == pytest.approx(wanted.offset, rel=1e-14, abs=1e-13)
+
+
+@given(
+    kind=st.sampled_from(sorted(TABLE)),
+    size=SIZES,
+    image_size=IMAGES,
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_equals_reference(
+    kind: str, size: tuple[int, int, int], image_size: tuple[int, int], place: tuple[float, float]
+) -> None:
+    lattice, wanted = CONSTRUCTORS[kind](size, image_size), getattr(reference, kind)(size, image_size)
+    assert_same(lattice, wanted)
+    top, left = (int(part * (extent - 1)) for part, extent in zip(place, image_size, strict=True))
+    assert_same(lattice.crop(top, left), wanted.crop(top, left))
+
+
+@given(
+    sigmas=st.tuples(st.floats(0.5, 64), st.floats(0.01, 1)),
+    image_size=IMAGES,
+    guide_range=st.tuples(st.floats(-2, 0), st.floats(0, 3)),
+    nodes_per_sigma=st.tuples(*[st.sampled_from([0.75, 1.0, 1.25])] * 3),
+)
+def test_from_sigma_equals_reference(sigmas, image_size, guide_range, nodes_per_sigma) -> None:
+    options = {"guide_range": guide_range, "nodes_per_sigma": nodes_per_sigma}
+    lattice, size = Lattice.from_sigma(*sigmas, image_size, **options)
+    wanted = reference.from_sigma(*sigmas, image_size, **options)
     assert lattice.size == size
-    assert lattice.scale == pytest.approx((12.5, 1 / 8, 1 / 8))
+    assert_same(lattice, wanted)
+    top, left = image_size[0] // 2, image_size[1] // 3
+    assert_same(lattice.crop(top, left), wanted.crop(top, left))
+
+
+@given(space=st.floats(1, 40), color=st.floats(0.02, 1), low=st.floats(-2, 0), high=st.floats(0, 3))
+def test_from_sigma_keeps_the_guide_off_the_border(space: float, color: float, low: float, high: float) -> None:
+    lattice, size = Lattice.from_sigma(space, color, IMAGE, guide_range=(low, high))
     scale_z, offset_z = lattice.scale[0], lattice.offset[0]
-    assert -1.0 * scale_z + offset_z > 0
-    assert 3.0 * scale_z + offset_z < size[0] - 1
-    assert (IMAGE[0] - 1) / 8 <= size[1] - 1
+    assert low * scale_z + offset_z > 0.5
+    assert high * scale_z + offset_z < size[0] - 1.5
+    assert (IMAGE[0] - 1) * lattice.scale[1] <= size[1] - 1
+    assert (IMAGE[1] - 1) * lattice.scale[2] <= size[2] - 1
 
 
 @given(kind=st.sampled_from(sorted(TABLE)), top=st.integers(0, 20), left=st.integers(0, 20), seed=st.integers(0, 99))

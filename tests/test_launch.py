@@ -79,6 +79,7 @@ def test_the_batch_changes_only_the_number_of_programs(size: tuple[int, int, int
             splat.splat(meta(batch, 3, 1080, 1920), meta(batch, 1080, 1920), lattice)
         return launches
 
+    assert launched(1)
     for one, many in zip(launched(1), launched(64), strict=True):
         assert one.kernel is many.kernel
         assert many.programs == 64 * one.programs < 2**31
@@ -119,8 +120,9 @@ def _image(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-LATTICE = Lattice.cell_centered((3, 3, 3), (3, 5))
-AFFINE = (_image(1, 12, 3, 3, 3), _image(1, 3, 5), _image(1, 3, 3, 5))
+# Rows of more pixels and of more nodes than the shortest block has.
+LATTICE = Lattice.cell_centered((3, 2, 40), (2, 140))
+AFFINE = (_image(1, 12, 3, 2, 40), _image(1, 2, 140), _image(1, 3, 2, 140))
 USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
@@ -137,7 +139,6 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
         ),
     ),
     "splat fine": (_reduction.NODE_CONFIGS, "fine", lambda: splat.splat(AFFINE[2], AFFINE[1], LATTICE)),
-    "row table": (_gather.ROWS_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "blur": (blur.BLUR_CONFIGS, "fine", lambda: blur.blur(AFFINE[0], (1.0, 0.5, 1.0))),
     "total_variation gradient": (
         total_variation.GRADIENT_CONFIGS,
@@ -152,6 +153,10 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
 def test_every_configuration_gives_the_same_bits(use: str) -> None:
     configs, regime, run = USES[use]
     every = list(configs)
+    assert len(every) > 1
+    with _regime.override(regime=regime), _launch.record() as launches:
+        run()
+    assert any(launch.configs is configs for launch in launches)
     try:
         results = []
         for config in every:
@@ -179,5 +184,9 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
     narrow = run()
     for module in (_gather, _reduction, slice, slice_apply):
         monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
+    with _launch.record() as launches:
+        run()
+    assert all(launch.arguments["WIDE"] for launch in launches if "WIDE" in launch.arguments)
+    assert sum("WIDE" in launch.arguments for launch in launches) >= 8
     for wide, expected in zip(run(), narrow, strict=True):
         torch.testing.assert_close(wide, expected, rtol=0, atol=0)

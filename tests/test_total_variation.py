@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 import bilagrid
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems
+from tests.helpers import TOLERANCE, Problem, assert_near, device_of, numpy64, problems
 from tests.reference import total_variation as expected
 
 
@@ -17,9 +17,7 @@ def test_equals_reference_with_gradient(backend: str, problem: Problem) -> None:
     value = bilagrid.total_variation(grid)
     assert value.dtype == problem.dtype
     wanted = expected.total_variation(numpy64(grid))
-    assert value.item() == pytest.approx(
-        wanted, rel={torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(problem.dtype, 1e-5)
-    )
+    assert value.item() == pytest.approx(wanted, rel=TOLERANCE[problem.dtype])
     value.backward()
     assert grid.grad is not None
     assert_near(grid.grad, expected.total_variation_bwd(numpy64(grid)))
