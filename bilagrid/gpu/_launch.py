@@ -21,6 +21,8 @@ RUNTIME = [
     *("H", "W", "Gh", "Gw", "N", "top", "left", "strips", "strip_rows", "radius"),
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
     *("per_y", "per_x", "slack_y", "slack_x", "taps_scale", "taps_exponent"),
+    *("nodes", "count", "size_1", "size_2", "size_3", "size_4", "stride_out_k", "stride_grid_k"),
+    *("stride_grid_0", "stride_grid_1", "stride_grid_2", "stride_grid_3", "stride_grid_4"),
     *(
         f"stride_{name}_{axis}"
         for name in ("grid", "guide", "image", "grad", "out", "values", "grad_image")

@@ -28,6 +28,7 @@ from bilagrid.gpu._launch import (
 )
 from bilagrid.gpu._regime import choose, dot_precision, is_amd
 from bilagrid.lattice import Lattice
+from bilagrid.ops._memory import empty_grid
 
 # One warp on NVIDIA, because the product is so small that more of them would repeat the work; two on AMD, where one spills on gfx1100.
 # PIXELS changes the order of a sum, so it is not tuned.
@@ -233,6 +234,11 @@ def _terms8(
 def _combine_cells_kernel(
     partial_ptr,
     out_ptr,
+    stride_out_n,
+    stride_out_c,
+    stride_out_d,
+    stride_out_y,
+    stride_out_x,
     Gh,
     Gw,
     strips,
@@ -242,7 +248,7 @@ def _combine_cells_kernel(
 ):
     """A program owns a node of the xy lattice, for PLANES planes and 16 channels: it adds up the partial sums of the node's up to four cells, strip by strip.
 
-    partial as `_reduce_cells_kernel` leaves it, out (N, CHANNELS, D, Gh, Gw) contiguous.
+    partial as `_reduce_cells_kernel` leaves it, out (N, CHANNELS, D, Gh, Gw).
     """
     PLANE_TILES: tl.constexpr = (D + PLANES - 1) // PLANES
     CHANNEL_TILES: tl.constexpr = (CHANNELS + 15) // 16
@@ -268,8 +274,9 @@ def _combine_cells_kernel(
             acc += tl.load(partial_ptr + offs)
     z = tile // CHANNEL_TILES * PLANES + offs_z
     c = tile % CHANNEL_TILES * 16 + offs_c
-    offs = (((n * CHANNELS + c) * D + z) * Gh + node_y) * Gw + node_x
-    tl.store(out_ptr + offs, acc, mask=(z < D) & (c < CHANNELS))
+    out_ptr += n * stride_out_n + node_y.to(tl.int64) * stride_out_y + node_x.to(tl.int64) * stride_out_x
+    out_ptr += z.to(tl.int64) * stride_out_d + c.to(tl.int64) * stride_out_c
+    tl.store(out_ptr, acc, mask=(z < D) & (c < CHANNELS))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -289,6 +296,11 @@ def _reduce_nodes_kernel(
     stride_grad_c,
     stride_grad_y,
     stride_grad_x,
+    stride_out_n,
+    stride_out_c,
+    stride_out_d,
+    stride_out_y,
+    stride_out_x,
     H,
     W,
     Gh,
@@ -314,6 +326,7 @@ def _reduce_nodes_kernel(
     DZ: tl.constexpr,
     PRODUCT: tl.constexpr,
     LUMA: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     NODES: tl.constexpr,
@@ -322,7 +335,8 @@ def _reduce_nodes_kernel(
 
     A lane walks its node's footprint, the pixels less than a node away, row by row; footprints overlap, and what is read twice comes from the cache.
 
-    guide (N, H, W), image (N, C_IN, H, W), grad (N, CHANNELS / TERMS, H, W), out (N, CHANNELS, D, Gh, Gw) contiguous.
+    guide (N, H, W), image (N, C_IN, H, W), grad (N, CHANNELS / TERMS, H, W), out (N, CHANNELS, D, Gh, Gw).
+    Where out is INTERLEAVED, sums are turned before they are stored, so that lanes write what lies together.
     """
     pid = tl.program_id(0)
     blocks_x = tl.cdiv(Gw, NODES)
@@ -372,10 +386,17 @@ def _reduce_nodes_kernel(
             value = tl.where(valid[None, :], value * weight[None, :], 0.0)
             weight_z = tent_z(z[None, :], z0[None, :], plane, D, DZ)
             acc = tl.fma(value[:, None, :], weight_z[None, :, :], acc)
-    c = channel[:, :, None].to(tl.int64)
+    c = channel[:, :, None]
     z = plane[None, :, :]
-    offs = (((n * CHANNELS + c) * D + z) * Gh + node_y) * Gw + node_x[None, None, :]
-    tl.store(out_ptr + offs, acc, mask=(c < CHANNELS) & (z < D) & (node_x < Gw)[None, None, :])
+    x = node_x[None, None, :]
+    if INTERLEAVED:
+        acc = tl.permute(acc, (2, 1, 0))
+        c = tl.permute(c, (2, 1, 0))
+        z = tl.permute(z, (2, 1, 0))
+        x = tl.permute(x, (2, 1, 0))
+    out_ptr += n * stride_out_n + widen(node_y, WIDE) * stride_out_y + widen(x, WIDE) * stride_out_x
+    out_ptr += widen(z, WIDE) * stride_out_d + widen(c, WIDE) * stride_out_c
+    tl.store(out_ptr, acc, mask=(c < CHANNELS) & (z < D) & (x < Gw))
 
 
 def reduce_products(
@@ -386,9 +407,10 @@ def reduce_products(
     *,
     ones: bool,
     dz: bool,
+    interleaved: bool,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The sum over pixels of weight times ``grad[o] * term[k]``, or ``term[k]`` without ``grad``: (N, C, D, Gh, Gw), contiguous.
+    """The sum over pixels of weight times ``grad[o] * term[k]``, or ``term[k]`` without ``grad``: (N, C, D, Gh, Gw), as `empty_grid` lays it out.
 
     The guide is luma where None. A pixel whose guide is NaN is left out.
     """
@@ -397,7 +419,7 @@ def reduce_products(
     terms = c_in + ones
     channels = terms * (1 if grad is None else grad.shape[1])
     dtype = compute_dtype(guide, image, grad)
-    out = torch.empty((batch, channels, depth, rows, columns), dtype=out_dtype, device=image.device)
+    out = empty_grid(image, channels, lattice.size, out_dtype, interleaved=interleaved)
     per_y, slack_y = _pixels_a_node(lattice.scale[1], height + lattice.origin[0])
     per_x, slack_x = _pixels_a_node(lattice.scale[2], width + lattice.origin[1])
     shared = dict(
@@ -423,7 +445,7 @@ def reduce_products(
         DZ=dz,
         PRODUCT=grad is not None,
         LUMA=guide is None,
-        WIDE=needs_int64(guide, image, grad),
+        WIDE=needs_int64(guide, image, grad, out),
     )
     if dtype == torch.float64 or choose(channels, lattice.size, width) == "fine":
         planes = min(triton.next_power_of_2(depth), _PLANES)
@@ -439,9 +461,11 @@ def reduce_products(
             NODE_CONFIGS_AMD if is_amd(image.device) else NODE_CONFIGS,
             image,
             out_ptr=out,
+            **strides("out", out, "ncdyx"),
             **shared,
             PLANES=planes,
             TILE_C=tile_c,
+            INTERLEAVED=interleaved,
             ACC=triton_dtype(dtype),
         )
         return out
@@ -472,6 +496,7 @@ def reduce_products(
         image,
         partial_ptr=partial,
         out_ptr=out,
+        **strides("out", out, "ncdyx"),
         Gh=rows,
         Gw=columns,
         strips=strips,

@@ -498,7 +498,9 @@ def slice_apply_bwd_grid(
 ) -> torch.Tensor:
     """The gradient of `slice_apply` by the grid: (N, C, D, Gh, Gw), contiguous, float64 if any argument is, else float32."""
     dtype = compute_dtype(guide, image, grad_output)
-    return reduce_products(guide, image, grad_output, lattice, ones=offset, dz=False, out_dtype=dtype)
+    return reduce_products(
+        guide, image, grad_output, lattice, ones=offset, dz=False, interleaved=False, out_dtype=dtype
+    )
 
 
 def _launch(

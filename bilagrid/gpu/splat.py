@@ -14,6 +14,9 @@ def splat(
 ) -> torch.Tensor:
     """The sum over pixels of weight times value, or with ``dz`` of the weight's derivative by the grid coordinate z times value.
 
-    (N, C, D, Gh, Gw), contiguous, float64 if ``values`` is, else float32; where homogeneous, with one channel more, as if of ones.
+    (N, C, D, Gh, Gw), float64 if ``values`` is, else float32: contiguous, or where homogeneous, interleaved and with one channel more, as if of ones.
     """
-    return reduce_products(guide, values, None, lattice, ones=homogeneous, dz=dz, out_dtype=compute_dtype(values))
+    dtype = compute_dtype(values)
+    return reduce_products(
+        guide, values, None, lattice, ones=homogeneous, dz=dz, interleaved=homogeneous, out_dtype=dtype
+    )
