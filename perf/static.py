@@ -1,7 +1,7 @@
 """What the compiler says of every kernel, for GPUs that need not be there: ``python -m perf.static [--target sm_90 ...] [--json]``.
 
 The launchers run on meta tensors and list what they would launch; each of these is compiled, in each of its configurations. Figures are
-predictions, never measurements.
+predictions, never measurements. Rows go to standard output, progress to standard error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from bilagrid.gpu import _launch, _regime, blur, slice, slice_apply, splat, total_variation
 from bilagrid.lattice import Lattice
+from perf import disassembly
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,17 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, compiled in one configuration for one target; ``spills`` in bytes a thread (registers on AMD), ``shared_limit`` what a program may have."""
+    """One kernel, compiled in one configuration for one target.
+
+    Attributes:
+        registers: of a thread; ``spills`` are bytes a thread (registers on AMD).
+        shared_bytes: of a program; ``shared_limit`` is what one may have.
+        unit: what the kernel goes through: pixels, nodes of a grid, or elements of what lies between them.
+        instructions_per_pixel: that a thread would issue for one ``unit``: a warp's, times its lanes, over the units that a program handles; counted in the
+            innermost loop where that goes through them, and in the whole program otherwise.
+        load_bits: of a lane, in the widest global load.
+        l1_bytes_per_pixel: that a program's lanes ask of L1, or of what lies behind it, for one ``unit``.
+    """
 
     case: str
     kernel: str
@@ -61,6 +73,10 @@ class Row:
     spills: int
     shared_bytes: int
     shared_limit: int
+    unit: str
+    instructions_per_pixel: float
+    load_bits: int
+    l1_bytes_per_pixel: float
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,74 @@ def _resources(compiled: CompiledKernel) -> tuple[int, int]:
     return int(counts["vgpr_count"]), int(counts["vgpr_spill_count"]) + int(counts["sgpr_spill_count"])
 
 
+@dataclass(frozen=True)
+class Share:
+    """How a launch's work is dealt out: ``elements``, in ``unit``, to a program, or to a turn of its innermost loop where that ``walks`` through them.
+
+    Where it does not, the loop goes over channels or taps, and makes about ``loads`` loads for an element in all its turns. ``count`` is what the launch goes
+    through in all.
+    """
+
+    unit: str
+    elements: float
+    count: float
+    walks: bool
+    loads: int = 0
+
+    def each(
+        self,
+        program: disassembly.Program,
+        lanes: int,
+        figure: Callable[[disassembly.Code], float] = lambda code: code.instructions,
+    ) -> float:
+        """A lane's ``figure``, as instructions or bytes, summed over a program's lanes, for one element."""
+        loop = program.loop
+        if loop is None:
+            a_lane = figure(program.whole)
+        elif self.walks:
+            a_lane = figure(loop) / program.unrolled
+        else:
+            turns = max(self.loads * self.elements / lanes / max(len(loop.load_bits), 1), 1)
+            a_lane = figure(program.whole) + figure(loop) * (turns - 1)
+        return round(a_lane * lanes / self.elements, 2)
+
+
+def share(launch: _launch.Launch, config: triton.Config) -> Share:
+    """How a launch deals out its work, from its constants."""
+    given = launch.arguments | config.kwargs
+    name = launch.kernel.__name__
+    planes, channels = given.get("PLANES", 1), given.get("CHANNELS", 1)
+    tiles = triton.cdiv(given.get("D", 1), planes) * triton.cdiv(channels, given.get("TILE_C", 16))
+    if "PIXELS" in given or "NODES" in given:
+        image = given["image_ptr"]
+        pixels = image.shape[0] * image.shape[2] * image.shape[3]
+        # Every tile reads every pixel; where a program owns nodes, a pixel is in the footprints of four.
+        repeats = tiles if "PIXELS" in given else 4 * tiles
+        return Share("pixel", given.get("PIXELS", given.get("NODES")) / repeats, pixels, True)
+    if name == "_interpolate_rows_kernel":
+        return Share("table element", given["BLOCK"], given["table_ptr"].numel(), True)
+    if name == "_combine_cells_kernel":
+        return Share("partial sum", 16 * planes, given["partial_ptr"].numel(), True)
+    if name == "_sum_differences_kernel":
+        return Share("node", given["BLOCK"], given["grid_ptr"].numel(), True)
+    if name == "_total_kernel":
+        return Share("partial sum", given["BLOCK"], given["partial_ptr"].numel(), True)
+    loads = {
+        "_blur_kernel": 2 * given.get("radius", 0) + 1,
+        # Eight corners of the grid and a channel of the image or gradient for each coefficient.
+        "_slice_apply_fine_kernel": 9 * given.get("OUTPUTS", 0) * given.get("TERMS", 0),
+        "_slice_apply_bwd_pixels_fine_kernel": 9 * given.get("OUTPUTS", 0) * given.get("TERMS", 0),
+    }
+    unit = "pixel" if "guide_ptr" in given else "node"
+    elements = given.get("BLOCK", 1)
+    return Share(unit, elements, launch.programs * elements, False, loads.get(name, 0))
+
+
+def lanes(config: triton.Config, target: str) -> int:
+    """Threads of a program."""
+    return config.num_warps * TARGETS[target].gpu.warp_size
+
+
 def measure(job: Job) -> Row:
     """Compile one job and look at what came out."""
     case = CASES[job.case]
@@ -210,6 +294,8 @@ def measure(job: Job) -> Row:
     compiled = compile_launch(launch, config, job.target)
     registers, spills = _resources(compiled)
     constants = " ".join(f"{name}={value}" for name, value in config.kwargs.items())
+    program = disassembly.read(compiled)
+    dealt, threads = share(launch, config), lanes(config, job.target)
     return Row(
         case=case.name,
         kernel=launch.kernel.__name__,
@@ -220,6 +306,10 @@ def measure(job: Job) -> Row:
         spills=spills,
         shared_bytes=compiled.metadata.shared,
         shared_limit=TARGETS[job.target].shared_limit,
+        unit=dealt.unit,
+        instructions_per_pixel=dealt.each(program, threads),
+        load_bits=max(program.whole.load_bits, default=0),
+        l1_bytes_per_pixel=dealt.each(program, threads, lambda code: code.load_bytes),
     )
 
 
@@ -231,18 +321,32 @@ def survey(targets: Sequence[str], *, safe_only: bool = False, workers: int | No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.static", description=__doc__)
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=["sm_90"], help="architectures to compile for")
+    parser.add_argument(
+        "--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures to compile for (all of them)"
+    )
     parser.add_argument("--safe", action="store_true", help="only each kernel's safe configuration")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="a JSON list of objects in place of a table")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set, and an interpreted kernel cannot be compiled")
     fields = [field.name for field in dataclasses.fields(Row)]
+    total = len(jobs(chosen.target, safe_only=chosen.safe))
     if not chosen.json:
         print("\t".join(fields))
+    rows = []
     for row in survey(chosen.target, safe_only=chosen.safe):
-        values = dataclasses.asdict(row)
-        print(json.dumps(values) if chosen.json else "\t".join(str(values[name]) for name in fields), flush=True)
+        rows.append(dataclasses.asdict(row))
+        if sys.stderr.isatty():
+            print(
+                f"\r{len(rows)} of {total} compiled",
+                end="\n" if len(rows) == total else "",
+                file=sys.stderr,
+                flush=True,
+            )
+        if not chosen.json:
+            print("\t".join(str(rows[-1][name]) for name in fields), flush=True)
+    if chosen.json:
+        print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def compile_for(target: str, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "perf.static", "--json", "--target", target, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return json.loads(done.stdout)
 
 
 def assert_fits(rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,132 @@
+"""What a compiled kernel's machine code says: its instructions, its innermost loop, and how wide its global loads are.
+
+Counts are of a warp's instructions (a wave's on AMD), each once for all its lanes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import triton
+from triton.compiler import CompiledKernel
+
+
+@dataclass(frozen=True)
+class Code:
+    """A stretch of machine code: how many instructions, and the bits that a lane reads in each of its global loads."""
+
+    instructions: int
+    load_bits: tuple[int, ...]
+
+    @property
+    def load_bytes(self) -> float:
+        """Bytes that a lane loads from global memory, whichever cache serves them."""
+        return sum(self.load_bits) / 8
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel's code, and that of its innermost loop, the longest if there are several, where there is one.
+
+    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell.
+    """
+
+    whole: Code
+    loop: Code | None
+    unrolled: int
+
+
+def read(compiled: CompiledKernel) -> Program:
+    """The program in the compiler's output, for NVIDIA or AMD."""
+    if "amdgcn" in compiled.asm:
+        return Program(*_amd(compiled.asm["amdgcn"]), unrolled=1)
+    whole, loop = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
+    _, written = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
+    loads, once = (len(code.load_bits) if code else 0 for code in (loop, written))
+    return Program(whole, loop, max(round(loads / once), 1) if once else 1)
+
+
+def _sass(cubin: bytes) -> list[str]:
+    """Labels and instructions, without addresses and the padding after the program's end."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"^(\.L_\w+:)|^\s+/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;", text, re.MULTILINE)
+    return [label or instruction for label, instruction in found if instruction != "NOP"]
+
+
+def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> tuple[Code, Code | None]:
+    """The whole, and the longest loop that holds no other: all from a label to the last branch back to it."""
+    starts: dict[str, int] = {}
+    ends: dict[int, int] = {}
+    bits: list[int] = []
+    for line in map(str.strip, lines):
+        if label := re.match(r"([.$\w]+):(?:\s|$)", line):
+            starts[label[1]] = len(bits)
+        elif re.match(r"(@!?%?\w+\s+)?[A-Za-z].*", line):
+            bits.append(load_bits(line))
+            target = next((name for name in re.findall(r"[.$\w]+", line) if name in starts), None)
+            # The branch to itself after the program's end is no loop.
+            if target is not None and starts[target] < len(bits) - 1:
+                ends[starts[target]] = len(bits)
+
+    def code(first: int, last: int) -> Code:
+        return Code(last - first, tuple(filter(None, bits[first:last])))
+
+    spans = [(a, b) for a, b in ends.items() if not any(a <= c and d <= b for c, d in ends.items() if (c, d) != (a, b))]
+    longest = max(spans, key=lambda span: span[1] - span[0], default=None)
+    return code(0, len(bits)), None if longest is None else code(*longest)
+
+
+def _amd(text: str) -> tuple[Code, Code | None]:
+    """The whole, and the longest loop of those that LLVM's comments call inner: its blocks may lie anywhere."""
+    block = loop = ""
+    loops: dict[str, list[int]] = {}
+    inner: set[str] = set()
+    whole: list[int] = []
+    for line in text.split("\ts_endpgm")[0].splitlines():
+        code, _, comment = line.partition(";")
+        if label := re.match(r"\.L(BB\w+):|; %bb", line):
+            block, loop = label[1] or "", ""
+        if "Inner Loop Header" in comment:
+            loop = block
+            inner.add(block)
+        elif member := re.search(r"in Loop: Header=(\w+)", comment):
+            loop = member[1]
+        if re.match(r"\t(?!s_nop)[a-z]\w+", code):
+            whole.append(_amd_load_bits(code.strip()))
+            loops.setdefault(loop, []).append(whole[-1])
+    longest = max((loops[name] for name in inner), key=len, default=None)
+    as_code = lambda bits: Code(len(bits), tuple(filter(None, bits)))  # noqa: E731
+    return as_code(whole), None if longest is None else as_code(longest)
+
+
+def _sass_load_bits(line: str) -> int:
+    found = re.search(r"\bLDG\.([\w.]+)", line)
+    if found is None:
+        return 0
+    width = re.search(r"(?:^|\.)[US]?(8|16|64|128|256)(?:\.|$)", found[1])
+    return int(width[1]) if width else 32
+
+
+def _ptx_load_bits(line: str) -> int:
+    found = re.search(r"\bld\.global[.\w:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", line)
+    return int(found[1] or 1) * int(found[2]) if found else 0
+
+
+def _amd_load_bits(line: str) -> int:
+    found = re.match(r"(?:global|flat|buffer)_load_(\w+)", line)
+    if found is None:
+        return 0
+    if re.search(r"byte|[iu]8", found[1]):
+        return 8
+    if re.search(r"short|[iu]16|d16", found[1]):
+        return 16
+    word = re.search(r"(dwordx|b)(\d+)$", found[1])
+    return 32 if word is None else int(word[2]) * (32 if word[1] == "dwordx" else 1)
