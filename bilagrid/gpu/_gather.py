@@ -6,16 +6,39 @@ Fine: a pixel reads its eight corners from the grid as it lies.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from bilagrid.gpu._geometry import coordinate, gather_weights, widen
-from bilagrid.gpu._launch import RUNTIME, lattice_arguments, launch, needs_int64, strides, triton_dtype
+from bilagrid.gpu._launch import (
+    RUNTIME,
+    lattice_arguments,
+    launch,
+    launch_pixels,
+    needs_int64,
+    strides,
+    triton_dtype,
+)
+from bilagrid.gpu._regime import choose
 from bilagrid.lattice import Lattice
+
+
+@triton.constexpr_function
+def table_column(planes, node):
+    """Elements of a row table from one column to the next: of at least two planes, so that a pixel finds its four corners at fixed distances."""
+    return max(planes, 2) * node
+
 
 # One element a thread keeps two rows of the grid in registers while the image rows between them are written.
 ROWS_CONFIGS = [triton.Config({"BLOCK": 128, "ROWS": 16}, num_warps=4)]
+
+# Loops over quads of coefficients are unrolled up to this many a pixel, so that code stays short for wide images and networks' features.
+_UNROLLED_QUADS = 8
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -44,10 +67,12 @@ def _interpolate_rows_kernel(
 ):
     """A program owns BLOCK elements of ROWS rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
 
-    grid (N, OUTPUTS * TERMS, D, Gh, Gw); table (N, H, Gw, D, OUTPUTS, 4 * QUADS), zero where k >= TERMS.
+    grid (N, OUTPUTS * TERMS, D, Gh, Gw); table (N, H, columns, planes, OUTPUTS, 4 * QUADS), zero where k >= TERMS. Columns and planes are Gw and D,
+    but two where the grid has one, the second like the first.
     """
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
-    row_length = Gw * (D * NODE)
+    COLUMN: tl.constexpr = table_column(D, NODE)
+    row_length = tl.maximum(Gw, 2) * COLUMN
     blocks = tl.cdiv(row_length, BLOCK)
     strips = tl.cdiv(H, ROWS)
     pid = tl.program_id(0)
@@ -58,8 +83,8 @@ def _interpolate_rows_kernel(
     mask = offs < row_length
     term = offs % (QUADS * 4)
     channel = widen(offs // (QUADS * 4) % OUTPUTS * TERMS + term, WIDE)
-    d = widen(offs // NODE % D, WIDE)
-    x = widen(offs // (NODE * D), WIDE)
+    d = widen(tl.minimum(offs % COLUMN // NODE, D - 1), WIDE)
+    x = widen(tl.minimum(offs // COLUMN, Gw - 1), WIDE)
     mask_term = mask & (term < TERMS)
     node_ptr = grid_ptr + n * stride_grid_n + channel * stride_grid_c + d * stride_grid_d + x * stride_grid_x
 
@@ -79,14 +104,14 @@ def _interpolate_rows_kernel(
 def row_table(
     grid: torch.Tensor, lattice: Lattice, height: int, outputs: int, terms: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The grid interpolated in y for each of ``height`` image rows: (N, H, Gw, D, outputs, terms padded to quads of 4).
+    """The grid interpolated in y for each of ``height`` image rows: (N, H, Gw, D, outputs, terms padded to quads of 4), Gw and D at least 2.
 
     Channel ``o * terms + k`` of the grid becomes ``[..., o, k]``.
     """
     batch, _, depth, rows, columns = grid.shape
     quads = triton.cdiv(terms, 4)
-    table = torch.empty((batch, height, columns, depth, outputs, 4 * quads), dtype=dtype, device=grid.device)
-    length = columns * depth * outputs * 4 * quads
+    table = grid.new_empty((batch, height, max(columns, 2), max(depth, 2), outputs, 4 * quads), dtype=dtype)
+    length = math.prod(table.shape[2:])
     launch(
         _interpolate_rows_kernel,
         lambda meta: batch * triton.cdiv(length, meta["BLOCK"]) * triton.cdiv(height, meta["ROWS"]),
@@ -110,26 +135,19 @@ def row_table(
 
 
 @triton.jit
-def pixel_tile(H, W, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """The pixels a program owns: batch, row, BLOCK columns, and which of these there are."""
-    tiles = tl.cdiv(W, BLOCK)
-    pid = tl.program_id(0)
-    row = pid // tiles
-    offs_x = pid % tiles * BLOCK + tl.arange(0, BLOCK)
-    return widen(row // H, WIDE), row % H, offs_x, offs_x < W
-
-
-@triton.jit
-def table_corners(
-    row_ptr,
+def table_corner(
+    table_ptr,
+    n,
+    row,
     guide,
     offs_x,
+    H,
+    Gw,
     left,
     scale_z,
     anchor_z,
     scale_x,
     anchor_x,
-    Gw,
     D: tl.constexpr,
     NODE: tl.constexpr,
     DZ: tl.constexpr,
@@ -137,37 +155,34 @@ def table_corners(
 ):
     """Where the pixels of a row read its table, and with what weights.
 
-    Returns pointers to the first quad of the corners, x and z below, x above, z above, both above: [BLOCK, 4] each, one load of sixteen bytes
-    a pixel where float32; then the weight of x above and two weights in z: [BLOCK].
+    Returns pointers to the first quad of the corner below in x and z, [BLOCK, 4], one load of sixteen bytes a pixel where float32; then the weight of x
+    above and two weights in z: [BLOCK].
     """
-    x, x0, x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
-    z, z0, z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
+    COLUMN: tl.constexpr = table_column(D, NODE)
+    x, x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
+    z, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
     lower, upper = gather_weights(guide, z, z0, D, DZ)
-    ptr00 = row_ptr + ((x0 * D + z0) * NODE)[:, None] + tl.arange(0, 4)[None, :]
-    ptr10 = row_ptr + ((x1 * D + z0) * NODE)[:, None] + tl.arange(0, 4)[None, :]
-    ptr01 = row_ptr + ((x0 * D + z1) * NODE)[:, None] + tl.arange(0, 4)[None, :]
-    ptr11 = row_ptr + ((x1 * D + z1) * NODE)[:, None] + tl.arange(0, 4)[None, :]
-    return ptr00, ptr10, ptr01, ptr11, x - x0, lower, upper
+    row_ptr = table_ptr + (n * H + row) * (tl.maximum(Gw, 2) * COLUMN)
+    return row_ptr + (x0 * COLUMN + z0 * NODE)[:, None] + tl.arange(0, 4)[None, :], x - x0, lower, upper
 
 
 @triton.jit
-def table_planes(ptr00, ptr10, ptr01, ptr11, weight_x, quad):
-    """A quad interpolated in x on the plane below the pixels and on the one above: two [BLOCK, 4]."""
-    right = weight_x[:, None]
-    left = 1.0 - right
-    below = tl.fma(tl.load(ptr10 + quad * 4), right, tl.load(ptr00 + quad * 4) * left)
-    above = tl.fma(tl.load(ptr11 + quad * 4), right, tl.load(ptr01 + quad * 4) * left)
-    return below, above
+def table_quad(corner_ptr, quad, D: tl.constexpr, NODE: tl.constexpr):
+    """A quad of the pixels' four corners: x and z below, x above, z above, both above: [BLOCK, 4] each."""
+    COLUMN: tl.constexpr = table_column(D, NODE)
+    ptr = corner_ptr + quad * 4
+    return tl.load(ptr), tl.load(ptr + COLUMN), tl.load(ptr + NODE), tl.load(ptr + (COLUMN + NODE))
 
 
 @triton.jit
-def table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, quad):
+def table_value(corner_ptr, weight_x, lower, upper, quad, D: tl.constexpr, NODE: tl.constexpr):
     """A quad of the table at the pixels: [BLOCK, 4]."""
+    v00, v10, v01, v11 = table_quad(corner_ptr, quad, D, NODE)
     left = 1.0 - weight_x
-    value = tl.load(ptr00 + quad * 4) * (left * lower)[:, None]
-    value = tl.fma(tl.load(ptr10 + quad * 4), (weight_x * lower)[:, None], value)
-    value = tl.fma(tl.load(ptr01 + quad * 4), (left * upper)[:, None], value)
-    return tl.fma(tl.load(ptr11 + quad * 4), (weight_x * upper)[:, None], value)
+    value = v00 * (left * lower)[:, None]
+    value = tl.fma(v10, (weight_x * lower)[:, None], value)
+    value = tl.fma(v01, (left * upper)[:, None], value)
+    return tl.fma(v11, (weight_x * upper)[:, None], value)
 
 
 @triton.jit
@@ -194,14 +209,15 @@ def grid_corners(
     WIDE: tl.constexpr,
 ):
     """Offsets in the grid and weights: the lowest corner, steps to its neighbours in y, x and z, weights in y and x, two weights in z."""
-    y, y0, y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
-    x, x0, x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
-    z, z0, z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
+    y, y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
+    x, x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
+    z, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
     lower, upper = gather_weights(guide, z, z0, D, DZ)
     corner = widen(y0, WIDE) * stride_grid_y + widen(x0, WIDE) * stride_grid_x + widen(z0, WIDE) * stride_grid_d
-    step_y = widen(y1 - y0, WIDE) * stride_grid_y
-    step_x = widen(x1 - x0, WIDE) * stride_grid_x
-    step_z = widen(z1 - z0, WIDE) * stride_grid_d
+    # Where there is a neighbour, it is the next node: the node below is never the last.
+    step_y = tl.where(Gh > 1, stride_grid_y, 0)
+    step_x = tl.where(Gw > 1, stride_grid_x, 0)
+    step_z = stride_grid_d if D > 1 else 0
     return corner, step_y, step_x, step_z, y - y0, x - x0, lower, upper
 
 
@@ -247,3 +263,54 @@ def dot_quad(left, right):
     a, b, c, d = split_quad(left)
     e, f, g, h = split_quad(right)
     return tl.fma(d, h, tl.fma(c, g, tl.fma(b, f, a * e)))
+
+
+def launch_gather(
+    coarse: Any,
+    fine: Any,
+    grid: torch.Tensor,
+    lattice: Lattice,
+    image_size: torch.Size,
+    terms: int,
+    dtype: torch.dtype,
+    configs: Sequence[triton.Config],
+    *,
+    wide: bool,
+    **arguments: Any,
+) -> None:
+    """Launch the kernel of the regime, ``coarse`` behind its `row_table`, for every pixel of an image (H, W).
+
+    Channel ``o * terms + k`` of the grid is output o's coefficient of term k. ``wide`` says whether ``arguments`` need 64-bit addresses.
+    """
+    batch, channels, depth, rows, columns = grid.shape
+    height, width = image_size
+    outputs = channels // terms
+    pixels = batch, height, width
+    arguments.update(W=width, Gw=columns, D=depth, ACC=triton_dtype(dtype))
+    if choose(channels, (depth, rows, columns), width) == "coarse":
+        table = row_table(grid, lattice, height, outputs, terms, dtype)
+        launch_pixels(
+            coarse,
+            pixels,
+            configs,
+            grid,
+            table_ptr=table,
+            **lattice_arguments(lattice, dtype, "zx"),
+            **arguments,
+            H=height,
+            UNROLL=outputs * triton.cdiv(terms, 4) <= _UNROLLED_QUADS,
+            WIDE=wide or needs_int64(table),
+        )
+    else:
+        launch_pixels(
+            fine,
+            pixels,
+            configs,
+            grid,
+            grid_ptr=grid,
+            **strides("grid", grid, "ncdyx"),
+            **lattice_arguments(lattice, dtype),
+            **arguments,
+            Gh=rows,
+            WIDE=wide or needs_int64(grid),
+        )

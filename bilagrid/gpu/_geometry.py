@@ -31,7 +31,8 @@ def coordinate(position, scale, anchor, nodes, ACC: tl.constexpr):
     The node below is at most ``nodes - 2``, so the coordinate less it is the weight of the node above, in [0, 1].
     """
     t = position.to(ACC) * constant(scale, ACC) + constant(anchor, ACC)
-    t = tl.where(t == t, t, 0.0)
+    if position.dtype.is_floating():
+        t = tl.where(t == t, t, 0.0)
     t = tl.minimum(tl.maximum(t, 0.0), (nodes - 1) * 1.0)
     below = tl.minimum(tl.floor(t).to(tl.int32), tl.maximum(nodes - 2, 0))
     above = tl.minimum(below + 1, nodes - 1)
@@ -54,14 +55,9 @@ def guide_factor(guide, scale_z, anchor_z, D: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def gather_weights(guide, z, below, D: tl.constexpr, DZ: tl.constexpr):
     """The two weights along z of a pixel that reads the grid, or their derivatives by z; NaN where the guide is."""
-    if DZ:
-        upper = slope(z, D)
-        lower = -upper
-    else:
-        upper = z - below
-        lower = 1.0 - upper
-    is_nan = guide != guide
-    return tl.where(is_nan, float("nan"), lower), tl.where(is_nan, float("nan"), upper)
+    upper = tl.where(guide != guide, float("nan"), slope(z, D) if DZ else z - below)
+    lower = -upper if DZ else 1.0 - upper
+    return lower, upper
 
 
 @triton.jit

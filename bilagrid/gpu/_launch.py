@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from bilagrid.lattice import Lattice
 
 # Arguments whose value must not make another variant of a kernel: a compiled kernel serves every image size, batch and origin.
 RUNTIME = [
-    *("H", "W", "Gh", "Gw", "N", "top", "left", "strips", "strip_rows", "radius"),
+    *("H", "W", "Gh", "Gw", "N", "first_n", "first_row", "top", "left", "strips", "strip_rows", "radius"),
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
     *("per_y", "per_x", "slack_y", "slack_x", "taps_scale", "taps_exponent"),
     *("nodes", "count", "size_1", "size_2", "size_3", "size_4", "stride_out_k", "stride_grid_k"),
@@ -63,17 +64,20 @@ def launch(
 
     Args:
         kernel: a function decorated with `triton.jit`.
-        programs: their number, or a function of the configuration's constants that returns it. Programs lie along one axis:
-            the others of a CUDA grid end at 65535.
+        programs: how many along each axis, or a function of the configuration's constants that returns this.
         configs: the safe one first. They may differ in nothing that changes the order of a sum.
         tensor: whose device the kernel runs on.
         arguments: the kernel's, by name.
     """
-    count = programs if callable(programs) else lambda meta: programs
+
+    def count(meta: dict[str, Any]) -> tuple[int, ...]:
+        along = programs(meta) if callable(programs) else programs
+        return along if isinstance(along, tuple) else (along,)
+
     if _recorded is not None:
-        _recorded.append(Launch(kernel, configs, count(configs[0].kwargs), arguments))
+        _recorded.append(Launch(kernel, configs, math.prod(count(configs[0].kwargs)), arguments))
         return
-    if count(configs[0].kwargs) == 0:
+    if math.prod(count(configs[0].kwargs)) == 0:
         return
     # The interpreter computes in NumPy, which would warn of what a GPU takes for granted, such as 0 times infinity.
     with torch.cuda.device(tensor.device) if tensor.is_cuda else np.errstate(all="ignore"):
@@ -82,10 +86,10 @@ def launch(
             key = [name for name in constants if name not in configs[0].kwargs]
             if id(kernel) not in _tuned:
                 _tuned[id(kernel)] = triton.autotune(list(configs), key=key, cache_results=True)(kernel)
-            _tuned[id(kernel)][lambda meta: (count(meta),)](**arguments, enable_fp_fusion=FP_FUSION)
+            _tuned[id(kernel)][count](**arguments, enable_fp_fusion=FP_FUSION)
         else:
             config = configs[0]
-            kernel[(count(config.kwargs),)](
+            kernel[count](
                 **arguments,
                 **config.kwargs,
                 num_warps=config.num_warps,
@@ -93,6 +97,27 @@ def launch(
                 enable_fp_fusion=FP_FUSION,
             )
 
+
+def launch_pixels(
+    kernel: Any, pixels: tuple[int, int, int], configs: Sequence[triton.Config], tensor: torch.Tensor, **arguments: Any
+) -> None:
+    """`launch` a program for every BLOCK of the ``pixels`` (N, H, W) along their rows: axes x, y and n of programs, so that none divides for its place.
+
+    Where there are more rows or images than an axis holds, launches follow one another, each from ``first_row`` of image ``first_n`` on.
+    """
+    batch, height, width = pixels
+    for first_n in range(0, batch, _LARGEST_AXIS):
+        for first_row in range(0, height, _LARGEST_AXIS):
+            others = min(height - first_row, _LARGEST_AXIS), min(batch - first_n, _LARGEST_AXIS)
+
+            def programs(meta: dict[str, Any], others: tuple[int, int] = others) -> tuple[int, int, int]:
+                return triton.cdiv(width, meta["BLOCK"]), *others
+
+            launch(kernel, programs, configs, tensor, first_n=first_n, first_row=first_row, **arguments)
+
+
+# Where all axes of a CUDA grid but the first end.
+_LARGEST_AXIS = 65535
 
 # Kernels write `tl.fma` where they mean it, so no compiler decides how a coordinate is rounded.
 FP_FUSION = False

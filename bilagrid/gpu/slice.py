@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -13,24 +11,15 @@ from bilagrid.gpu._gather import (
     grid_corners,
     grid_planes,
     join_quad,
-    pixel_tile,
-    row_table,
+    launch_gather,
     split_quad,
-    table_corners,
-    table_planes,
+    table_corner,
+    table_quad,
     table_value,
 )
 from bilagrid.gpu._geometry import constant, widen
-from bilagrid.gpu._launch import (
-    RUNTIME,
-    compute_dtype,
-    lattice_arguments,
-    launch,
-    needs_int64,
-    strides,
-    triton_dtype,
-)
-from bilagrid.gpu._regime import choose
+from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
+from bilagrid.gpu._pixels import load_term, pixel_tile
 from bilagrid.lattice import Lattice
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. Longer blocks amortise the coordinates of a row over more pixels.
@@ -42,9 +31,6 @@ PIXEL_CONFIGS = [
 
 # Two pixels a thread. With one, ptxas for sm_80 and sm_100 would rather spill two registers of half values than take more.
 BWD_GUIDE_CONFIGS = [triton.Config({"BLOCK": 256}, num_warps=4)]
-
-# Loops over channels are unrolled up to this many quads, so that code stays short for the channels of a network's features.
-_UNROLLED_QUADS = 4
 
 
 @triton.jit
@@ -70,6 +56,8 @@ def _slice_coarse_kernel(
     stride_out_c,
     stride_out_y,
     stride_out_x,
+    first_n,
+    first_row,
     H,
     W,
     Gw,
@@ -89,35 +77,27 @@ def _slice_coarse_kernel(
 ):
     """A program owns BLOCK pixels of a row: out[n, c, i, j] = sum_x,z w_x w_z table[n, i, x, z, c], with w_z' in place of w_z where DZ.
 
-    table (N, H, Gw, D, C padded to quads), guide (N, H, W), out (N, C, H, W); where NORMALIZED, out holds the first C - 1 channels over the last.
+    table as `row_table` leaves it, guide (N, H, W), out (N, C, H, W); where NORMALIZED, out holds the first C - 1 channels over the last.
     """
     QUADS: tl.constexpr = (C + 3) // 4
     NODE: tl.constexpr = QUADS * 4
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     guide_ptr += n * stride_guide_n + widen(row, WIDE) * stride_guide_y
-    guide = tl.load(guide_ptr + widen(offs_x, WIDE) * stride_guide_x, mask=mask, other=0.0).to(ACC)
-    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
-    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper = table_corners(
-        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, DZ, ACC
+    guide = tl.load(guide_ptr + widen(offs_x, WIDE) * stride_guide_x, mask=mask).to(ACC)
+    corner_ptr, weight_x, lower, upper = table_corner(
+        table_ptr, n, row, guide, offs_x, H, Gw, left, scale_z, anchor_z, scale_x, anchor_x, D, NODE, DZ, ACC
     )
     out_ptr += n * stride_out_n + widen(row, WIDE) * stride_out_y + widen(offs_x, WIDE) * stride_out_x
     if NORMALIZED:
-        a, b, c, d = split_quad(table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, QUADS - 1))
+        a, b, c, d = split_quad(table_value(corner_ptr, weight_x, lower, upper, QUADS - 1, D, NODE))
         LAST: tl.constexpr = (C - 1) % 4
         divisor = (a if LAST == 0 else b if LAST == 1 else c if LAST == 2 else d)[:, None]
     CHANNELS: tl.constexpr = C - 1 if NORMALIZED else C
-    if UNROLL:
-        for quad in tl.static_range(QUADS):
-            value = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, quad)
-            if NORMALIZED:
-                value = value / divisor
-            _store_quad(out_ptr, stride_out_c, quad, value, CHANNELS, mask, WIDE)
-    else:
-        for quad in range(QUADS):
-            value = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, quad)
-            if NORMALIZED:
-                value = value / divisor
-            _store_quad(out_ptr, stride_out_c, quad, value, CHANNELS, mask, WIDE)
+    for quad in tl.range(QUADS, loop_unroll_factor=QUADS if UNROLL else 1):
+        value = table_value(corner_ptr, weight_x, lower, upper, quad, D, NODE)
+        if NORMALIZED:
+            value = value / divisor
+        _store_quad(out_ptr, stride_out_c, quad, value, CHANNELS, mask, WIDE)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -137,7 +117,8 @@ def _slice_fine_kernel(
     stride_out_c,
     stride_out_y,
     stride_out_x,
-    H,
+    first_n,
+    first_row,
     W,
     Gh,
     Gw,
@@ -161,9 +142,9 @@ def _slice_fine_kernel(
 
     grid (N, C, D, Gh, Gw), guide (N, H, W), out (N, C, H, W); where NORMALIZED, out holds the first C - 1 channels over the last.
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     guide_ptr += n * stride_guide_n + widen(row, WIDE) * stride_guide_y
-    guide = tl.load(guide_ptr + widen(offs_x, WIDE) * stride_guide_x, mask=mask, other=0.0).to(ACC)
+    guide = tl.load(guide_ptr + widen(offs_x, WIDE) * stride_guide_x, mask=mask).to(ACC)
     corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, DZ, ACC, WIDE,
@@ -188,14 +169,6 @@ def _slice_fine_kernel(
         tl.store(out_ptr + channel * stride_out_c, value, mask=mask)
 
 
-@triton.jit
-def _load_channel(ptr, stride_c, channel, CHANNELS: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
-    """A channel of some pixels; the one past the last is ones (it matters only where the grid has it), later ones are zeros."""
-    offset = widen(channel, WIDE) * stride_c
-    value = tl.load(ptr + offset, mask=mask & (channel < CHANNELS), other=0.0).to(ACC)
-    return tl.where(channel == CHANNELS, 1.0, value)
-
-
 @triton.jit(do_not_specialize=RUNTIME)
 def _slice_bwd_guide_coarse_kernel(
     table_ptr,
@@ -212,6 +185,8 @@ def _slice_bwd_guide_coarse_kernel(
     stride_out_n,
     stride_out_y,
     stride_out_x,
+    first_n,
+    first_row,
     H,
     W,
     Gw,
@@ -230,45 +205,33 @@ def _slice_bwd_guide_coarse_kernel(
 ):
     """A program owns BLOCK pixels of a row: out[n, i, j] = scale_z sum_c values[n, c, i, j] sum_x,z w_x w_z' table[n, i, x, z, c].
 
-    table (N, H, Gw, D, C padded to quads), guide and out (N, H, W), values (N, VALUES, H, W), and ones where VALUES is C - 1.
+    table as `row_table` leaves it, guide and out (N, H, W), values (N, VALUES, H, W), and ones where VALUES is C - 1.
     """
     QUADS: tl.constexpr = (C + 3) // 4
     NODE: tl.constexpr = QUADS * 4
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     guide_ptr += n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = tl.load(guide_ptr, mask=mask, other=0.0).to(ACC)
-    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
-    ptr00, ptr10, ptr01, ptr11, weight_x, _lower, upper = table_corners(
-        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, True, ACC
+    guide = tl.load(guide_ptr, mask=mask).to(ACC)
+    corner_ptr, weight_x, _lower, upper = table_corner(
+        table_ptr, n, row, guide, offs_x, H, Gw, left, scale_z, anchor_z, scale_x, anchor_x, D, NODE, True, ACC
     )
     values_ptr += n * stride_values_n + i * stride_values_y + j * stride_values_x
     acc = tl.zeros([BLOCK], ACC)
-    if UNROLL:
-        for quad in tl.static_range(QUADS):
-            acc += _quad_dot(ptr00, ptr10, ptr01, ptr11, weight_x, values_ptr, stride_values_c, quad, VALUES, mask, ACC, WIDE)  # fmt: skip
-    else:
-        for quad in range(QUADS):
-            acc += _quad_dot(ptr00, ptr10, ptr01, ptr11, weight_x, values_ptr, stride_values_c, quad, VALUES, mask, ACC, WIDE)  # fmt: skip
+    for quad in tl.range(QUADS, loop_unroll_factor=QUADS if UNROLL else 1):
+        v00, v10, v01, v11 = table_quad(corner_ptr, quad, D, NODE)
+        right = weight_x[:, None]
+        difference = tl.fma(v11 - v10, right, (v01 - v00) * (1.0 - right))
+        values = join_quad(
+            load_term(values_ptr, stride_values_c, quad * 4, VALUES, mask, ACC, WIDE),
+            load_term(values_ptr, stride_values_c, quad * 4 + 1, VALUES, mask, ACC, WIDE),
+            load_term(values_ptr, stride_values_c, quad * 4 + 2, VALUES, mask, ACC, WIDE),
+            load_term(values_ptr, stride_values_c, quad * 4 + 3, VALUES, mask, ACC, WIDE),
+        )
+        acc += dot_quad(difference, values)
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     tl.store(out_ptr, acc * upper * constant(scale_z, ACC), mask=mask)
-
-
-@triton.jit
-def _quad_dot(
-    ptr00, ptr10, ptr01, ptr11, weight_x, values_ptr, stride_c, quad,
-    VALUES: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """What four channels add to the sum over channels of value times difference in z: [BLOCK]."""
-    below, above = table_planes(ptr00, ptr10, ptr01, ptr11, weight_x, quad)
-    values = join_quad(
-        _load_channel(values_ptr, stride_c, quad * 4, VALUES, mask, ACC, WIDE),
-        _load_channel(values_ptr, stride_c, quad * 4 + 1, VALUES, mask, ACC, WIDE),
-        _load_channel(values_ptr, stride_c, quad * 4 + 2, VALUES, mask, ACC, WIDE),
-        _load_channel(values_ptr, stride_c, quad * 4 + 3, VALUES, mask, ACC, WIDE),
-    )
-    return dot_quad(above - below, values)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -292,7 +255,8 @@ def _slice_bwd_guide_fine_kernel(
     stride_out_n,
     stride_out_y,
     stride_out_x,
-    H,
+    first_n,
+    first_row,
     W,
     Gh,
     Gw,
@@ -315,11 +279,11 @@ def _slice_bwd_guide_fine_kernel(
 
     grid (N, C, D, Gh, Gw), guide and out (N, H, W), values (N, VALUES, H, W), and ones where VALUES is C - 1.
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     guide_ptr += n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = tl.load(guide_ptr, mask=mask, other=0.0).to(ACC)
+    guide = tl.load(guide_ptr, mask=mask).to(ACC)
     corner, step_y, step_x, step_z, weight_y, weight_x, _lower, upper = grid_corners(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, True, ACC, WIDE,
@@ -330,7 +294,7 @@ def _slice_bwd_guide_fine_kernel(
     for c in range(C):
         offset = widen(c, WIDE) * stride_grid_c
         below, above = grid_planes(grid_ptr + offset, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
-        acc = tl.fma(above - below, _load_channel(values_ptr, stride_values_c, c, VALUES, mask, ACC, WIDE), acc)
+        acc = tl.fma(above - below, load_term(values_ptr, stride_values_c, c, VALUES, mask, ACC, WIDE), acc)
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     tl.store(out_ptr, acc * upper * constant(scale_z, ACC), mask=mask)
 
@@ -352,23 +316,24 @@ def slice_normalized(grid: torch.Tensor, guide: torch.Tensor, lattice: Lattice) 
 def _gather(
     grid: torch.Tensor, guide: torch.Tensor, out: torch.Tensor, lattice: Lattice, *, dz: bool, normalized: bool
 ) -> None:
-    _, height, width = guide.shape
-    dtype = compute_dtype(grid, guide)
-    shared: dict[str, Any] = dict(
+    launch_gather(
+        _slice_coarse_kernel,
+        _slice_fine_kernel,
+        grid,
+        lattice,
+        guide.shape[1:],
+        grid.shape[1],
+        compute_dtype(grid, guide),
+        PIXEL_CONFIGS,
+        wide=needs_int64(guide, out),
         guide_ptr=guide,
         out_ptr=out,
         **strides("guide", guide, "nyx"),
         **strides("out", out, "ncyx"),
-        H=height,
-        W=width,
-        Gw=grid.shape[4],
         C=grid.shape[1],
-        D=grid.shape[2],
         DZ=dz,
         NORMALIZED=normalized,
-        ACC=triton_dtype(dtype),
     )
-    _launch_gather(_slice_coarse_kernel, _slice_fine_kernel, grid, lattice, dtype, PIXEL_CONFIGS, (guide, out), shared)
 
 
 def slice_bwd_guide(
@@ -378,53 +343,24 @@ def slice_bwd_guide(
 
     Where homogeneous, the grid has one channel more than ``values``, whose value is 1.
     """
-    _, height, width = guide.shape
-    dtype = compute_dtype(grid, guide, values)
     out = torch.empty(guide.shape, dtype=guide.dtype, device=guide.device)
-    shared: dict[str, Any] = dict(
+    launch_gather(
+        _slice_bwd_guide_coarse_kernel,
+        _slice_bwd_guide_fine_kernel,
+        grid,
+        lattice,
+        guide.shape[1:],
+        grid.shape[1],
+        compute_dtype(grid, guide, values),
+        BWD_GUIDE_CONFIGS,
+        wide=needs_int64(guide, values, out),
         guide_ptr=guide,
         values_ptr=values,
         out_ptr=out,
         **strides("guide", guide, "nyx"),
         **strides("values", values, "ncyx"),
         **strides("out", out, "nyx"),
-        H=height,
-        W=width,
-        Gw=grid.shape[4],
         C=grid.shape[1],
         VALUES=values.shape[1],
-        D=grid.shape[2],
-        ACC=triton_dtype(dtype),
     )
-    tensors = (guide, values, out)
-    _launch_gather(
-        _slice_bwd_guide_coarse_kernel, _slice_bwd_guide_fine_kernel, grid, lattice, dtype, BWD_GUIDE_CONFIGS, tensors, shared
-    )  # fmt: skip
     return out
-
-
-def _launch_gather(
-    coarse: Any,
-    fine: Any,
-    grid: torch.Tensor,
-    lattice: Lattice,
-    dtype: torch.dtype,
-    configs: list[triton.Config],
-    tensors: tuple[torch.Tensor, ...],
-    arguments: dict[str, Any],
-) -> None:
-    """Launch the kernel of the regime, behind its row table where that is the coarse one."""
-    batch, channels, depth, rows, columns = grid.shape
-    height, width = arguments["H"], arguments["W"]
-
-    def programs(meta: dict[str, Any]) -> int:
-        return batch * height * triton.cdiv(width, meta["BLOCK"])
-
-    if choose(channels, (depth, rows, columns), width) == "coarse":
-        table = row_table(grid, lattice, height, 1, channels, dtype)
-        arguments |= dict(table_ptr=table, **lattice_arguments(lattice, dtype, "zx"))
-        arguments |= {"UNROLL": channels <= 4 * _UNROLLED_QUADS, "WIDE": needs_int64(table, *tensors)}
-        launch(coarse, programs, configs, grid, **arguments)
-    else:
-        arguments |= dict(grid_ptr=grid, **strides("grid", grid, "ncdyx"), **lattice_arguments(lattice, dtype), Gh=rows)
-        launch(fine, programs, configs, grid, **arguments, WIDE=needs_int64(grid, *tensors))

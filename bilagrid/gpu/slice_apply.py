@@ -13,30 +13,21 @@ from bilagrid.gpu._gather import (
     grid_corners,
     grid_planes,
     join_quad,
-    pixel_tile,
-    row_table,
+    launch_gather,
     split_quad,
-    table_corners,
-    table_planes,
+    table_corner,
+    table_quad,
     table_value,
 )
-from bilagrid.gpu._geometry import guide_factor, luma, luma_weight, widen
-from bilagrid.gpu._launch import (
-    RUNTIME,
-    compute_dtype,
-    lattice_arguments,
-    launch,
-    needs_int64,
-    strides,
-    triton_dtype,
-)
+from bilagrid.gpu._geometry import guide_factor, luma_weight, widen
+from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
+from bilagrid.gpu._pixels import load_guide, load_term, pixel_tile
 from bilagrid.gpu._reduction import reduce_products
-from bilagrid.gpu._regime import choose
 from bilagrid.lattice import Lattice
 from bilagrid.ops._memory import empty_as
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. With more warps fewer programs find their place in the image; with two
-# pixels a thread the forward kernel spends a fifth less on that, but the backward one would trade quads through shared memory.
+# pixels a thread the forward kernel spends a seventh less on that, but the backward one would trade quads through shared memory.
 APPLY_CONFIGS = [
     triton.Config({"BLOCK": 128}, num_warps=4),
     triton.Config({"BLOCK": 256}, num_warps=8),
@@ -44,42 +35,16 @@ APPLY_CONFIGS = [
 ]
 BWD_PIXELS_CONFIGS = [triton.Config({"BLOCK": 128}, num_warps=4), triton.Config({"BLOCK": 256}, num_warps=8)]
 
-# Loops over outputs and terms are unrolled up to this many quads of coefficients a pixel, so that code stays short for wide images.
-_UNROLLED_QUADS = 8
-
-
-@triton.jit
-def _load_term(image_ptr, stride_c, i, C_IN: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
-    """Term i of the affine map: an image channel, ones after the last of them (for the offset), then zeros."""
-    offset = widen(i, WIDE) * stride_c
-    value = tl.load(image_ptr + offset, mask=mask & (i < C_IN), other=0.0).to(ACC)
-    return tl.where(i == C_IN, 1.0, value)
-
 
 @triton.jit
 def _load_terms(image_ptr, stride_c, quad, C_IN: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
     """Four terms: [BLOCK, 4]."""
     return join_quad(
-        _load_term(image_ptr, stride_c, quad * 4, C_IN, mask, ACC, WIDE),
-        _load_term(image_ptr, stride_c, quad * 4 + 1, C_IN, mask, ACC, WIDE),
-        _load_term(image_ptr, stride_c, quad * 4 + 2, C_IN, mask, ACC, WIDE),
-        _load_term(image_ptr, stride_c, quad * 4 + 3, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 1, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 2, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 3, C_IN, mask, ACC, WIDE),
     )
-
-
-@triton.jit
-def _load_guide(
-    guide_ptr, offset, image_ptr, stride_image_c, LUMA: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr
-):
-    """The guide of some pixels, or the luma of their image."""
-    if LUMA:
-        return luma(
-            _load_term(image_ptr, stride_image_c, 0, 3, mask, ACC, WIDE),
-            _load_term(image_ptr, stride_image_c, 1, 3, mask, ACC, WIDE),
-            _load_term(image_ptr, stride_image_c, 2, 3, mask, ACC, WIDE),
-        )
-    else:
-        return tl.load(guide_ptr + offset, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -99,6 +64,8 @@ def _slice_apply_coarse_kernel(
     stride_out_c,
     stride_out_y,
     stride_out_x,
+    first_n,
+    first_row,
     H,
     W,
     Gw,
@@ -108,8 +75,8 @@ def _slice_apply_coarse_kernel(
     anchor_z,
     anchor_x,
     C_IN: tl.constexpr,
+    TERMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    QUADS: tl.constexpr,
     D: tl.constexpr,
     LUMA: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -119,32 +86,31 @@ def _slice_apply_coarse_kernel(
 ):
     """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,z w_x w_z table[n, i, x, z, o, k]) term[n, k, i, j].
 
-    table (N, H, Gw, D, OUTPUTS, 4 * QUADS), guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W). The terms are the image's
+    table as `row_table` leaves it, guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W). The terms are the image's
     channels and, where the map has an offset, ones. The slicing layer of Gharbi et al. 2017, section 3.3, fused with equation 6.
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
     offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    QUADS: tl.constexpr = (TERMS + 3) // 4
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
-    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
-    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper = table_corners(
-        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, False, ACC
+    corner_ptr, weight_x, lower, upper = table_corner(
+        table_ptr, n, row, guide, offs_x, H, Gw, left, scale_z, anchor_z, scale_x, anchor_x, D, NODE, False, ACC
     )
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
-    if QUADS == 1 and UNROLL:
+    if QUADS == 1:
         terms = _load_terms(image_ptr, stride_image_c, 0, C_IN, mask, ACC, WIDE)
-        for o in tl.static_range(OUTPUTS):
-            coefficients = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, o)
-            offset_o = widen(o, WIDE) * stride_out_c
-            tl.store(out_ptr + offset_o, dot_quad(coefficients, terms), mask=mask)
+        for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
+            coefficients = table_value(corner_ptr, weight_x, lower, upper, o, D, NODE)
+            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, dot_quad(coefficients, terms), mask=mask)
     else:
         for o in range(OUTPUTS):
             acc = tl.zeros([BLOCK], ACC)
             for quad in range(QUADS):
-                coefficients = table_value(ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, o * QUADS + quad)
+                coefficients = table_value(corner_ptr, weight_x, lower, upper, o * QUADS + quad, D, NODE)
                 acc += dot_quad(coefficients, _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
             tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
 
@@ -171,7 +137,8 @@ def _slice_apply_fine_kernel(
     stride_out_c,
     stride_out_y,
     stride_out_x,
-    H,
+    first_n,
+    first_row,
     W,
     Gh,
     Gw,
@@ -196,12 +163,12 @@ def _slice_apply_fine_kernel(
 
     grid (N, OUTPUTS * TERMS, D, Gh, Gw), guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W).
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
     offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
     corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
@@ -215,23 +182,9 @@ def _slice_apply_fine_kernel(
             below, above = grid_planes(
                 grid_ptr + channel * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
             )
-            term = _load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
+            term = load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
             acc = tl.fma(tl.fma(upper, above, lower * below), term, acc)
         tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
-
-
-@triton.jit
-def _quad_bwd(
-    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
-    by_terms, by_guide, QUADS: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The gradients by four terms, [BLOCK, 4], and by z, [BLOCK], with what output o adds to them."""
-    offset = widen(o, WIDE) * stride_grad_c
-    grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(ACC)
-    below, above = table_planes(ptr00, ptr10, ptr01, ptr11, weight_x, o * QUADS + quad)
-    by_terms = tl.fma((lower * grad)[:, None], below, by_terms)
-    by_terms = tl.fma((upper * grad)[:, None], above, by_terms)
-    return by_terms, tl.fma(grad, dot_quad(above - below, terms), by_guide)
 
 
 @triton.jit
@@ -277,6 +230,8 @@ def _slice_apply_bwd_pixels_coarse_kernel(
     stride_grad_guide_n,
     stride_grad_guide_y,
     stride_grad_guide_x,
+    first_n,
+    first_row,
     H,
     W,
     Gw,
@@ -286,8 +241,8 @@ def _slice_apply_bwd_pixels_coarse_kernel(
     anchor_z,
     anchor_x,
     C_IN: tl.constexpr,
+    TERMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    QUADS: tl.constexpr,
     D: tl.constexpr,
     LUMA: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -299,43 +254,42 @@ def _slice_apply_bwd_pixels_coarse_kernel(
 
     grad_image[n, k] = sum_o grad[n, o] A[o, k],  grad_guide[n] = sum_o,k grad[n, o] A'[o, k] term[n, k], which LUMA adds to grad_image instead.
 
-    table (N, H, Gw, D, OUTPUTS, 4 * QUADS), guide and grad_guide (N, H, W), image and grad_image (N, C_IN, H, W), grad (N, OUTPUTS, H, W).
+    table as `row_table` leaves it, guide and grad_guide (N, H, W), image and grad_image (N, C_IN, H, W), grad (N, OUTPUTS, H, W).
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
     grad_ptr += n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
     grad_image_ptr += n * stride_grad_image_n + i * stride_grad_image_y + j * stride_grad_image_x
     offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    QUADS: tl.constexpr = (TERMS + 3) // 4
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
-    row_ptr = table_ptr + (n * H + row) * (Gw * (D * NODE))
-    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper = table_corners(
-        row_ptr, guide, offs_x, left, scale_z, anchor_z, scale_x, anchor_x, Gw, D, NODE, False, ACC
+    corner_ptr, weight_x, lower, upper = table_corner(
+        table_ptr, n, row, guide, offs_x, H, Gw, left, scale_z, anchor_z, scale_x, anchor_x, D, NODE, False, ACC
     )
+    right = weight_x[:, None]
     to_guide = guide_factor(guide, scale_z, anchor_z, D, ACC)
     by_guide = tl.zeros([BLOCK], ACC)
-    if UNROLL:
-        for quad in tl.static_range(QUADS):
-            terms = _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE)
-            by_terms = tl.zeros([BLOCK, 4], ACC)
-            for o in tl.static_range(OUTPUTS):
-                by_terms, by_guide = _quad_bwd(
-                    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
-                    by_terms, by_guide, QUADS, mask, ACC, WIDE,
-                )  # fmt: skip
-            _store_quad_grad(grad_image_ptr, stride_grad_image_c, quad, by_terms, by_guide * to_guide, C_IN, LUMA, mask, WIDE)  # fmt: skip
-    else:
-        for quad in range(QUADS):
-            terms = _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE)
-            by_terms = tl.zeros([BLOCK, 4], ACC)
-            for o in range(OUTPUTS):
-                by_terms, by_guide = _quad_bwd(
-                    ptr00, ptr10, ptr01, ptr11, weight_x, lower, upper, grad_ptr, stride_grad_c, terms, quad, o,
-                    by_terms, by_guide, QUADS, mask, ACC, WIDE,
-                )  # fmt: skip
-            _store_quad_grad(grad_image_ptr, stride_grad_image_c, quad, by_terms, by_guide * to_guide, C_IN, LUMA, mask, WIDE)  # fmt: skip
+    for quad in tl.range(QUADS, loop_unroll_factor=QUADS if UNROLL else 1):
+        # What the interpolation is linear in can be summed over outputs first: at each corner alone, so it is done once.
+        sum00 = tl.zeros([BLOCK, 4], ACC)
+        sum10 = tl.zeros([BLOCK, 4], ACC)
+        sum01 = tl.zeros([BLOCK, 4], ACC)
+        sum11 = tl.zeros([BLOCK, 4], ACC)
+        for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
+            grad = tl.load(grad_ptr + widen(o, WIDE) * stride_grad_c, mask=mask).to(ACC)[:, None]
+            v00, v10, v01, v11 = table_quad(corner_ptr, o * QUADS + quad, D, NODE)
+            sum00 = tl.fma(grad, v00, sum00)
+            sum10 = tl.fma(grad, v10, sum10)
+            sum01 = tl.fma(grad, v01, sum01)
+            sum11 = tl.fma(grad, v11, sum11)
+        below = tl.fma(sum10, right, sum00 * (1.0 - right))
+        above = tl.fma(sum11, right, sum01 * (1.0 - right))
+        by_terms = tl.fma(above, upper[:, None], below * lower[:, None])
+        by_guide += dot_quad(above - below, _load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
+        _store_quad_grad(grad_image_ptr, stride_grad_image_c, quad, by_terms, by_guide * to_guide, C_IN, LUMA, mask, WIDE)  # fmt: skip
     if not LUMA:
         offset = n * stride_grad_guide_n + i * stride_grad_guide_y + j * stride_grad_guide_x
         tl.store(grad_guide_ptr + offset, by_guide * to_guide, mask=mask)
@@ -372,7 +326,8 @@ def _slice_apply_bwd_pixels_fine_kernel(
     stride_grad_guide_n,
     stride_grad_guide_y,
     stride_grad_guide_x,
-    H,
+    first_n,
+    first_row,
     W,
     Gh,
     Gw,
@@ -397,14 +352,14 @@ def _slice_apply_bwd_pixels_fine_kernel(
 
     With luma the guide's gradient takes a first loop over all coefficients, since every channel's gradient needs it.
     """
-    n, row, offs_x, mask = pixel_tile(H, W, WIDE, BLOCK)
+    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
     j = widen(offs_x, WIDE)
     image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
     grad_ptr += n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
     grad_image_ptr += n * stride_grad_image_n + i * stride_grad_image_y + j * stride_grad_image_x
     offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = _load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+    guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
     corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
@@ -418,10 +373,10 @@ def _slice_apply_bwd_pixels_fine_kernel(
             offset_c = widen(channel, WIDE) * stride_grid_c
             grad = tl.load(grad_ptr + o * stride_grad_c, mask=mask, other=0.0).to(ACC)
             below, above = grid_planes(grid_ptr + offset_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
-            term = _load_term(image_ptr, stride_image_c, channel % TERMS, C_IN, mask, ACC, WIDE)
+            term = load_term(image_ptr, stride_image_c, channel % TERMS, C_IN, mask, ACC, WIDE)
             by_guide = tl.fma((above - below) * term, grad, by_guide)
     for k in range(TERMS):
-        term = _load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
+        term = load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
         by_term = tl.zeros([BLOCK], ACC)
         for o in range(OUTPUTS):
             channel = widen(o * TERMS + k, WIDE)
@@ -450,12 +405,20 @@ def slice_apply(
     """The grid's affine map at every pixel applied to the image: (N, C_out, H, W), lying as the image does; the guide is luma where None."""
     terms = image.shape[1] + offset
     out = empty_as(image, grid.shape[1] // terms)
-    dtype = compute_dtype(grid, guide, image)
-    arguments = dict(out_ptr=out, **strides("out", out, "ncyx"))
-    tensors = (guide, image, out)
-    _launch(
-        _slice_apply_coarse_kernel, _slice_apply_fine_kernel, grid, guide, image, lattice, terms, dtype, APPLY_CONFIGS, tensors, arguments,
-    )  # fmt: skip
+    launch_gather(
+        _slice_apply_coarse_kernel,
+        _slice_apply_fine_kernel,
+        grid,
+        lattice,
+        image.shape[2:],
+        terms,
+        compute_dtype(grid, guide, image),
+        APPLY_CONFIGS,
+        wide=needs_int64(guide, image, out),
+        **_pixels(grid, guide, image, terms),
+        out_ptr=out,
+        **strides("out", out, "ncyx"),
+    )
     return out
 
 
@@ -471,8 +434,18 @@ def slice_apply_bwd_pixels(
     """The gradients of `slice_apply` by image and guide, in one pass; where the guide is luma, its gradient is part of the image's."""
     grad_image = torch.empty_like(image)
     grad_guide = None if guide is None else torch.empty(guide.shape, dtype=guide.dtype, device=guide.device)
-    dtype = compute_dtype(grid, guide, image, grad_output)
-    arguments = dict(
+    terms = image.shape[1] + offset
+    launch_gather(
+        _slice_apply_bwd_pixels_coarse_kernel,
+        _slice_apply_bwd_pixels_fine_kernel,
+        grid,
+        lattice,
+        image.shape[2:],
+        terms,
+        compute_dtype(grid, guide, image, grad_output),
+        BWD_PIXELS_CONFIGS,
+        wide=needs_int64(guide, image, grad_output, grad_image, grad_guide),
+        **_pixels(grid, guide, image, terms),
         grad_ptr=grad_output,
         grad_image_ptr=grad_image,
         grad_guide_ptr=grad_guide,
@@ -480,11 +453,6 @@ def slice_apply_bwd_pixels(
         **strides("grad_image", grad_image, "ncyx"),
         **strides("grad_guide", grad_guide, "nyx"),
     )
-    tensors = (guide, image, grad_output, grad_image, grad_guide)
-    _launch(
-        _slice_apply_bwd_pixels_coarse_kernel, _slice_apply_bwd_pixels_fine_kernel,
-        grid, guide, image, lattice, image.shape[1] + offset, dtype, BWD_PIXELS_CONFIGS, tensors, arguments,
-    )  # fmt: skip
     return [grad_image] if grad_guide is None else [grad_image, grad_guide]
 
 
@@ -503,48 +471,15 @@ def slice_apply_bwd_grid(
     )
 
 
-def _launch(
-    coarse: Any,
-    fine: Any,
-    grid: torch.Tensor,
-    guide: torch.Tensor | None,
-    image: torch.Tensor,
-    lattice: Lattice,
-    terms: int,
-    dtype: torch.dtype,
-    configs: list[triton.Config],
-    tensors: tuple[torch.Tensor | None, ...],
-    arguments: dict[str, Any],
-) -> None:
-    """Launch the kernel of the regime, behind its row table where that is the coarse one."""
-    _, channels, depth, rows, columns = grid.shape
-    batch, _, height, width = image.shape
-    outputs = channels // terms
-    arguments |= dict(
+def _pixels(grid: torch.Tensor, guide: torch.Tensor | None, image: torch.Tensor, terms: int) -> dict[str, Any]:
+    """The arguments that tell a kernel of the image, its guide and the map."""
+    return dict(
         guide_ptr=guide,
         image_ptr=image,
         **strides("guide", guide, "nyx"),
         **strides("image", image, "ncyx"),
-        H=height,
-        W=width,
-        Gw=columns,
         C_IN=image.shape[1],
-        OUTPUTS=outputs,
-        D=depth,
+        TERMS=terms,
+        OUTPUTS=grid.shape[1] // terms,
         LUMA=guide is None,
-        ACC=triton_dtype(dtype),
     )
-
-    def programs(meta: dict[str, Any]) -> int:
-        return batch * height * triton.cdiv(width, meta["BLOCK"])
-
-    if choose(channels, (depth, rows, columns), width) == "coarse":
-        quads = triton.cdiv(terms, 4)
-        table = row_table(grid, lattice, height, outputs, terms, dtype)
-        arguments |= dict(table_ptr=table, **lattice_arguments(lattice, dtype, "zx"), QUADS=quads)
-        arguments |= {"UNROLL": outputs * quads <= _UNROLLED_QUADS, "WIDE": needs_int64(table, *tensors)}
-        launch(coarse, programs, configs, grid, **arguments)
-    else:
-        arguments |= dict(grid_ptr=grid, **strides("grid", grid, "ncdyx"), **lattice_arguments(lattice, dtype))
-        arguments |= {"Gh": rows, "TERMS": terms, "WIDE": needs_int64(grid, *tensors)}
-        launch(fine, programs, configs, grid, **arguments)
