@@ -24,6 +24,7 @@ from bilagrid.gpu._launch import (
     strides,
     triton_dtype,
 )
+from bilagrid.gpu._pixels import load_term
 from bilagrid.gpu._regime import choose
 from bilagrid.lattice import Lattice
 
@@ -246,6 +247,17 @@ def _plane(corner_ptr, step_y, step_x, w00, w01, w10, w11, ACC: tl.constexpr):
 def join_quad(a, b, c, d):
     """Four [BLOCK] as one [BLOCK, 4]."""
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [a.shape[0], 4])
+
+
+@triton.jit
+def load_terms(image_ptr, stride_c, quad, C_IN: tl.constexpr, mask, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """Four terms: [BLOCK, 4]."""
+    return join_quad(
+        load_term(image_ptr, stride_c, quad * 4, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 1, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 2, C_IN, mask, ACC, WIDE),
+        load_term(image_ptr, stride_c, quad * 4 + 3, C_IN, mask, ACC, WIDE),
+    )
 
 
 @triton.jit

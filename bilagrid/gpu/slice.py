@@ -10,8 +10,8 @@ from bilagrid.gpu._gather import (
     dot_quad,
     grid_corners,
     grid_planes,
-    join_quad,
     launch_gather,
+    load_terms,
     split_quad,
     table_corner,
     table_quad,
@@ -223,13 +223,7 @@ def _slice_bwd_guide_coarse_kernel(
         v00, v10, v01, v11 = table_quad(corner_ptr, quad, D, NODE)
         right = weight_x[:, None]
         difference = tl.fma(v11 - v10, right, (v01 - v00) * (1.0 - right))
-        values = join_quad(
-            load_term(values_ptr, stride_values_c, quad * 4, VALUES, mask, ACC, WIDE),
-            load_term(values_ptr, stride_values_c, quad * 4 + 1, VALUES, mask, ACC, WIDE),
-            load_term(values_ptr, stride_values_c, quad * 4 + 2, VALUES, mask, ACC, WIDE),
-            load_term(values_ptr, stride_values_c, quad * 4 + 3, VALUES, mask, ACC, WIDE),
-        )
-        acc += dot_quad(difference, values)
+        acc += dot_quad(difference, load_terms(values_ptr, stride_values_c, quad, VALUES, mask, ACC, WIDE))
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     tl.store(out_ptr, acc * upper * constant(scale_z, ACC), mask=mask)
 
