@@ -243,6 +243,43 @@ def _plane(corner_ptr, step_y, step_x, w00, w01, w10, w11, ACC: tl.constexpr):
     return tl.fma(tl.load(corner_ptr + step_y + step_x).to(ACC), w11, value)
 
 
+def packed(grid: torch.Tensor) -> bool:
+    """Whether the two or four channels of a node, and the planes of a column, lie side by side, so that `packed_planes` can read them."""
+    channels = grid.shape[1]
+    others = (grid.stride(0), grid.stride(3), grid.stride(4))
+    together = grid.stride()[1:3] == (1, channels) and not any(step % channels for step in others)
+    return channels in (2, 4) and together
+
+
+@triton.jit
+def packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """All channels of a `packed` grid interpolated in y and x on the plane below the pixels and on the one above: two [BLOCK, C].
+
+    ``first`` is the image's offset in the grid. A load takes all channels of a node.
+    """
+    w00 = ((1.0 - weight_y) * (1.0 - weight_x))[:, None]
+    w01 = ((1.0 - weight_y) * weight_x)[:, None]
+    w10 = (weight_y * (1.0 - weight_x))[:, None]
+    w11 = (weight_y * weight_x)[:, None]
+    node_ptr = grid_ptr + tl.multiple_of(first + corner, C)[:, None] + tl.arange(0, C)[None, :]
+    # `tl.multiple_of` a step would be forgotten on the way to the load.
+    step_y = step_y // C * C
+    step_x = step_x // C * C
+    below = _plane(node_ptr, step_y, step_x, w00, w01, w10, w11, ACC)
+    above = _plane(node_ptr + (C if D > 1 else 0), step_y, step_x, w00, w01, w10, w11, ACC)
+    return below, above
+
+
+@triton.jit
+def unpack(value):
+    """Two or four channels, [BLOCK, C], as four [BLOCK] of which the last is the last: two are repeated."""
+    if value.shape[1] == 2:
+        a, b = tl.split(value)
+        return a, b, a, b
+    else:
+        return split_quad(value)
+
+
 @triton.jit
 def join_quad(a, b, c, d):
     """Four [BLOCK] as one [BLOCK, 4]."""
@@ -288,6 +325,7 @@ def launch_gather(
     configs: Sequence[triton.Config],
     *,
     wide: bool,
+    fine_arguments: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> None:
     """Launch the kernel of the regime, ``coarse`` behind its `row_table`, for every pixel of an image (H, W).
@@ -323,6 +361,7 @@ def launch_gather(
             **strides("grid", grid, "ncdyx"),
             **lattice_arguments(lattice, dtype),
             **arguments,
+            **(fine_arguments or {}),
             Gh=rows,
             WIDE=wide or needs_int64(grid),
         )

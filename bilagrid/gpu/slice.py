@@ -12,10 +12,13 @@ from bilagrid.gpu._gather import (
     grid_planes,
     launch_gather,
     load_terms,
+    packed,
+    packed_planes,
     split_quad,
     table_corner,
     table_quad,
     table_value,
+    unpack,
 )
 from bilagrid.gpu._geometry import constant, widen
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
@@ -34,14 +37,13 @@ BWD_GUIDE_CONFIGS = [triton.Config({"BLOCK": 256}, num_warps=4)]
 
 
 @triton.jit
-def _store_quad(out_ptr, stride_c, quad, value, CHANNELS: tl.constexpr, mask, WIDE: tl.constexpr):
-    """Store the channels of ``value`` [BLOCK, 4] that there are."""
-    a, b, c, d = split_quad(value)
-    first = widen(quad * 4, WIDE)
-    tl.store(out_ptr + first * stride_c, a, mask=mask & (quad * 4 < CHANNELS))
-    tl.store(out_ptr + (first + 1) * stride_c, b, mask=mask & (quad * 4 + 1 < CHANNELS))
-    tl.store(out_ptr + (first + 2) * stride_c, c, mask=mask & (quad * 4 + 2 < CHANNELS))
-    tl.store(out_ptr + (first + 3) * stride_c, d, mask=mask & (quad * 4 + 3 < CHANNELS))
+def _store_four(out_ptr, stride_c, first, a, b, c, d, CHANNELS: tl.constexpr, mask, WIDE: tl.constexpr):
+    """Store channels first to first + 3, where there are so many."""
+    channel = widen(first, WIDE)
+    tl.store(out_ptr + channel * stride_c, a, mask=mask & (first < CHANNELS))
+    tl.store(out_ptr + (channel + 1) * stride_c, b, mask=mask & (first + 1 < CHANNELS))
+    tl.store(out_ptr + (channel + 2) * stride_c, c, mask=mask & (first + 2 < CHANNELS))
+    tl.store(out_ptr + (channel + 3) * stride_c, d, mask=mask & (first + 3 < CHANNELS))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -97,7 +99,8 @@ def _slice_coarse_kernel(
         value = table_value(corner_ptr, weight_x, lower, upper, quad, D, NODE)
         if NORMALIZED:
             value = value / divisor
-        _store_quad(out_ptr, stride_out_c, quad, value, CHANNELS, mask, WIDE)
+        a, b, c, d = split_quad(value)
+        _store_four(out_ptr, stride_out_c, quad * 4, a, b, c, d, CHANNELS, mask, WIDE)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -134,6 +137,7 @@ def _slice_fine_kernel(
     D: tl.constexpr,
     DZ: tl.constexpr,
     NORMALIZED: tl.constexpr,
+    PACKED: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -149,24 +153,28 @@ def _slice_fine_kernel(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, DZ, ACC, WIDE,
     )  # fmt: skip
-    grid_ptr += n * stride_grid_n
     out_ptr += n * stride_out_n + widen(row, WIDE) * stride_out_y + widen(offs_x, WIDE) * stride_out_x
-    if NORMALIZED:
-        last = widen(C - 1, WIDE)
-        below, above = grid_planes(
-            grid_ptr + last * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
-        )
-        divisor = tl.fma(upper, above, lower * below)
+    first = n * stride_grid_n
     CHANNELS: tl.constexpr = C - 1 if NORMALIZED else C
-    for c in range(CHANNELS):
-        channel = widen(c, WIDE)
-        below, above = grid_planes(
-            grid_ptr + channel * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
-        )
-        value = tl.fma(upper, above, lower * below)
+    if PACKED:
+        below, above = packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C, D, ACC)
+        a, b, c, d = unpack(tl.fma(upper[:, None], above, lower[:, None] * below))
         if NORMALIZED:
-            value = value / divisor
-        tl.store(out_ptr + channel * stride_out_c, value, mask=mask)
+            a, b, c = a / d, b / d, c / d
+        _store_four(out_ptr, stride_out_c, 0, a, b, c, d, CHANNELS, mask, WIDE)
+    else:
+        if NORMALIZED:
+            last_ptr = grid_ptr + first + widen(C - 1, WIDE) * stride_grid_c
+            below, above = grid_planes(last_ptr, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
+            divisor = tl.fma(upper, above, lower * below)
+        for c in range(CHANNELS):
+            channel = widen(c, WIDE)
+            channel_ptr = grid_ptr + first + channel * stride_grid_c
+            below, above = grid_planes(channel_ptr, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
+            value = tl.fma(upper, above, lower * below)
+            if NORMALIZED:
+                value = value / divisor
+            tl.store(out_ptr + channel * stride_out_c, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -265,6 +273,7 @@ def _slice_bwd_guide_fine_kernel(
     C: tl.constexpr,
     VALUES: tl.constexpr,
     D: tl.constexpr,
+    PACKED: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -282,13 +291,22 @@ def _slice_bwd_guide_fine_kernel(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, True, ACC, WIDE,
     )  # fmt: skip
-    grid_ptr += n * stride_grid_n
     values_ptr += n * stride_values_n + i * stride_values_y + j * stride_values_x
+    first = n * stride_grid_n
     acc = tl.zeros([BLOCK], ACC)
-    for c in range(C):
-        offset = widen(c, WIDE) * stride_grid_c
-        below, above = grid_planes(grid_ptr + offset, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
-        acc = tl.fma(above - below, load_term(values_ptr, stride_values_c, c, VALUES, mask, ACC, WIDE), acc)
+    if PACKED:
+        below, above = packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C, D, ACC)
+        a, b, c, d = unpack(above - below)
+        acc = tl.fma(a, load_term(values_ptr, stride_values_c, 0, VALUES, mask, ACC, WIDE), acc)
+        acc = tl.fma(b, load_term(values_ptr, stride_values_c, 1, VALUES, mask, ACC, WIDE), acc)
+        if C == 4:
+            acc = tl.fma(c, load_term(values_ptr, stride_values_c, 2, VALUES, mask, ACC, WIDE), acc)
+            acc = tl.fma(d, load_term(values_ptr, stride_values_c, 3, VALUES, mask, ACC, WIDE), acc)
+    else:
+        for c in range(C):
+            channel_ptr = grid_ptr + first + widen(c, WIDE) * stride_grid_c
+            below, above = grid_planes(channel_ptr, corner, step_y, step_x, step_z, weight_y, weight_x, ACC)
+            acc = tl.fma(above - below, load_term(values_ptr, stride_values_c, c, VALUES, mask, ACC, WIDE), acc)
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     tl.store(out_ptr, acc * upper * constant(scale_z, ACC), mask=mask)
 
@@ -324,6 +342,7 @@ def _gather(
         out_ptr=out,
         **strides("guide", guide, "nyx"),
         **strides("out", out, "ncyx"),
+        fine_arguments={"PACKED": packed(grid)},
         C=grid.shape[1],
         DZ=dz,
         NORMALIZED=normalized,
@@ -354,6 +373,7 @@ def slice_bwd_guide(
         **strides("guide", guide, "nyx"),
         **strides("values", values, "ncyx"),
         **strides("out", out, "nyx"),
+        fine_arguments={"PACKED": packed(grid)},
         C=grid.shape[1],
         VALUES=values.shape[1],
     )
