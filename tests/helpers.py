@@ -65,6 +65,7 @@ class Problem:
     strides: str
     seed: int
 
+    origin: tuple[int, int] = (0, 0)
     backend: str = "numba"
 
     def on(self, backend: str) -> Problem:
@@ -84,16 +85,22 @@ class Problem:
         )
 
     @property
+    def _whole(self) -> tuple[int, int]:
+        """The image that this one is a tile of, from `origin`."""
+        (top, left), (height, width) = self.origin, self.image_size
+        return (top + height + 1, left + width + 2) if top or left else (height, width)
+
+    @property
     def lattice(self) -> Lattice:
-        return CONSTRUCTORS[self.kind](self.size, self.image_size)
+        return CONSTRUCTORS[self.kind](self.size, self._whole).crop(*self.origin)
 
     @property
     def reference(self) -> reference.Lattice:
         """The same lattice, from the tests' own tables."""
-        return getattr(reference, self.kind)(self.size, self.image_size)
+        return getattr(reference, self.kind)(self.size, self._whole).crop(*self.origin)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Grid, guide and values; the guide reaches below 0 and above 1, and some of it lies on nodes."""
+        """Grid, guide and values; the guide reaches below 0 and above 1, and in half types some of it lies on nodes."""
         generator = torch.Generator().manual_seed(self.seed)
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
         grid = draw(self.batch, self.channels, *self.size)
@@ -105,7 +112,7 @@ class Problem:
 
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)) -> Problem:
-    """Small problems: partial tiles, images smaller than the grid, extents of 1, empty batches, odd channel counts."""
+    """Small problems: partial tiles, images smaller than the grid, extents of 1, empty batches, odd channel counts, tiles of a larger image."""
     extent = st.sampled_from([1, 2, 3, 5])
     return Problem(
         batch=draw(st.sampled_from([1, 2, 0])),
@@ -116,6 +123,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)
         dtype=draw(st.sampled_from(dtypes)),
         strides=draw(st.sampled_from(STRIDES)),
         seed=draw(st.integers(0, 2**16)),
+        origin=draw(st.sampled_from([(0, 0), (0, 0), (4, 3)])),
     )
 
 

@@ -47,6 +47,17 @@ def test_guide_gradient_equals_reference(backend_in_depth: str, problem: Problem
     assert_near(guide.grad, wanted)
 
 
+def test_sigma_lattice_and_its_crop(backend: str) -> None:
+    options = {"guide_range": (-0.3, 1.1), "nodes_per_sigma": (1.25, 1.0, 0.75)}
+    lattice, size = Lattice.from_sigma(2.5, 0.4, (9, 11), **options)
+    wanted = reference.from_sigma(2.5, 0.4, (9, 11), **options)
+    grid = torch.randn(1, 2, *size, device=device_of(backend))
+    guide = 2 * torch.rand(1, 9, 11, device=device_of(backend)) - 0.5
+    assert_near(bilagrid.slice(grid, guide, lattice=lattice), expected.slice(numpy64(grid), numpy64(guide), wanted))
+    out = bilagrid.slice(grid, guide[:, 6:, 4:], lattice=lattice.crop(6, 4))
+    assert_near(out, expected.slice(numpy64(grid), numpy64(guide[:, 6:, 4:]), wanted.crop(6, 4)))
+
+
 def test_equals_grid_sample(backend: str) -> None:
     grid = torch.randn(2, 5, 6, 4, 3, device=device_of(backend))
     guide = 1.4 * torch.rand(2, 9, 11, device=device_of(backend)) - 0.2

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 
 import bilagrid
+from bilagrid import Lattice
 from bilagrid.ops.splat import splat_
 from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem, assert_near, device_of, numpy64, problems
+from tests.reference import lattice as reference
 from tests.reference import slice as slice_reference
 from tests.reference import splat as expected
 
@@ -51,6 +53,19 @@ def test_gradients_equal_reference(backend_in_depth: str, problem: Problem) -> N
     assert_near(values.grad, slice_reference.slice(numpy64(grid), numpy64(guide), problem.reference))
     by_guide = slice_reference.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.reference)
     assert_near(guide.grad, by_guide)
+
+
+def test_sigma_lattice_and_its_crop(backend: str) -> None:
+    options = {"guide_range": (-0.3, 1.1), "nodes_per_sigma": (1.25, 1.0, 0.75)}
+    lattice, size = Lattice.from_sigma(2.5, 0.4, (5, 6), **options)
+    wanted = reference.from_sigma(2.5, 0.4, (5, 6), **options)
+    values = torch.randn(1, 2, 5, 6, device=device_of(backend))
+    guide = 2 * torch.rand(1, 5, 6, device=device_of(backend)) - 0.5
+    out = bilagrid.splat(values, guide, size, lattice=lattice)
+    assert_near(out, expected.splat(numpy64(values), numpy64(guide), wanted))
+    values, guide = values[..., 2:, 3:], guide[:, 2:, 3:]
+    out = bilagrid.splat(values, guide, size, lattice=lattice.crop(2, 3))
+    assert_near(out, expected.splat(numpy64(values), numpy64(guide), wanted.crop(2, 3)))
 
 
 def test_float16_ones_do_not_overflow() -> None:
