@@ -78,25 +78,27 @@ def scatter_pairs(
     above: Any,
     values: Any,
     start: Any,
+    step: Any,
     pairs: Any,
 ) -> Any:
-    """Adds ``w_x w_z w_y values[start + 2 pair + channel]`` to the pixel's cell: ``cells[offset + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
+    """Adds ``w_x w_z w_y values[start + step pair + channel]`` to the pixel's cell: ``cells[offset + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
 
     A cell holds its eight corners by itself: were neighbours to share a corner, a load would straddle two stores in flight and wait for both.
     """
     real = cells.dtype
-    signature = types.void(cells, offset, right, upper, unit, above, values, start, pairs)
+    signature = types.void(cells, offset, right, upper, unit, above, values, start, step, pairs)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        cells_, offset_, right_, upper_, unit_, above_, values_, start_, pairs_ = arguments
+        cells_, offset_, right_, upper_, unit_, above_, values_, start_, step_, pairs_ = arguments
         one = ir.Constant(context.get_data_type(real), 1)
         by_x = _pair_of_weights(builder, right_, one, [0, 0, 1, 1])
         by_z = _pair_of_weights(builder, upper_, unit_, [0, 1, 0, 1])
         by_y = _pair_of_weights(builder, above_, one, [0, 0, 1, 1])
         weights = _pick(builder, builder.fmul(by_x, by_z, flags=_FUSED), [k // 4 for k in range(CELL)])
         with cgutils.for_range(builder, pairs_) as loop:
-            pair, cell = (builder.mul(loop.index, ir.Constant(loop.index.type, step)) for step in (2, CELL))
-            value = _load(context, builder, signature.args[6], values_, builder.add(start_, pair), 2)
+            place = builder.add(start_, builder.mul(loop.index, step_))
+            cell = builder.mul(loop.index, ir.Constant(loop.index.type, CELL))
+            value = _load(context, builder, signature.args[6], values_, place, 2)
             value = builder.fmul(by_y, _pick(builder, value, [0, 1, 0, 1]), flags=_FUSED)
             value = _pick(builder, value, [k % 4 for k in range(CELL)])
             address = _address(context, builder, signature.args[0], cells_, builder.add(offset_, cell), CELL)

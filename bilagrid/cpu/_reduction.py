@@ -22,9 +22,12 @@ _MOST_ROWS = 64
 def cells_of_row(columns, depth, pairs, real):
     """Room for one row of cells, ``(cell, pair, 16)``, as a flat vector of zeros.
 
-    Cells are numbered as nodes are, after one more column and plane of cells: those before the first node stay 0.
+    Cells are numbered as nodes are, after one more column and plane of cells: those before the first node stay 0. Each begins a cache line.
     """
-    return np.zeros((columns + 1) * (depth + 1) * pairs * CELL + (pairs * CELL), real)
+    size = (columns + 1) * (depth + 1) * pairs * CELL + pairs * CELL
+    room = np.zeros(size + CELL, real)
+    start = -(room.ctypes.data // room.itemsize) % CELL
+    return room[start : start + size]
 
 
 @helper
@@ -40,12 +43,11 @@ def _write_row(row, is_owned, place, pairs, sums, grid, aside):
     channels, depth, columns = target.shape
     if is_interleaved(target):
         for x in range(columns):
-            for z in range(depth):
-                place = 2 * (x * (depth + 1) + z) * pairs
-                for c in range(0, channels - 1, 2):
-                    target[c, z, x], target[c + 1, z, x] = sums[place + c], sums[place + c + 1]
-                if channels % 2:
-                    target[channels - 1, z, x] = sums[place + channels - 1]
+            for c in range(0, channels, 2):
+                after = min(c + 1, channels - 1)
+                for z in range(depth):
+                    place = 2 * (x * (depth + 1) + z) * pairs
+                    target[c, z, x], target[after, z, x] = sums[place + c], sums[place + after]
     else:
         for c in range(channels):
             for z in range(depth):
@@ -68,9 +70,9 @@ def end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, asi
     size = pairs * CELL
     stride = (depth + 1) * size
     for x in range(columns):
-        for z in range(depth):
-            node = x * (depth + 1) + z
-            for pair in range(pairs):
+        for pair in range(pairs):
+            for z in range(depth):
+                node = x * (depth + 1) + z
                 offset = (node + first_cell(depth)) * size + pair * CELL
                 close_node(cells, offset, size, stride, lower, upper, 2 * (node * pairs + pair))
         # The column before has been read for the last time, and is still in cache.
@@ -101,8 +103,8 @@ def _add_aside_kernel(start, stop, bands, rows, owners, aside, grid):
                 break
             added = aside[n, band, y - lowest]
             for x in range(columns):
-                for z in range(depth):
-                    for c in range(channels):
+                for c in range(channels):
+                    for z in range(depth):
                         target[c, z, x] += added[c, z, x]
 
 

@@ -10,10 +10,18 @@ from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, loc
 from bilagrid.cpu._lanes import CELL, LANES, apply_four, scatter_pairs
 from bilagrid.cpu._reduction import Bands, cells_of_row, end_row, first_cell
 from bilagrid.cpu._run import Kernel, helper
-from bilagrid.cpu.splat import load_row
 from bilagrid.lattice import Lattice
 from bilagrid.ops._luma import LUMA
 from bilagrid.ops._memory import empty_as
+
+
+@helper
+def load_row(image, i, scratch, pixels):
+    """Row i of an image (C, H, W) as ``pixels[j, c]``; a channel beyond the image's stays as it is."""
+    for c in range(image.shape[0]):
+        line = load_line(image[c, i], scratch)
+        for j in range(line.size):
+            pixels[j, c] = line[j]
 
 
 @helper
@@ -192,7 +200,7 @@ def _slice_apply_bwd_grid_kernel(
                         product[o * terms + t] = grads[j, o] * pixels[j, t]
                 cell = (base[j] + first_cell(depth)) * pairs * CELL
                 unit = real.type(1)
-                scatter_pairs(cells, cell, column_weights[j], upper[j], unit, row_weights[i], product, 0, pairs)
+                scatter_pairs(cells, cell, column_weights[j], upper[j], unit, row_weights[i], product, 0, 2, pairs)
             side = end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, aside)
 
 

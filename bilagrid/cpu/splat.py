@@ -15,12 +15,15 @@ from bilagrid.ops._memory import empty_grid
 
 
 @helper
-def load_row(image, i, scratch, pixels):
-    """Row i of an image (C, H, W) as ``pixels[j, c]``; a channel beyond the image's stays as it is."""
-    for c in range(image.shape[0]):
-        line = load_line(image[c, i], scratch)
-        for j in range(line.size):
-            pixels[j, c] = line[j]
+def load_pairs(values, i, ones, scratch, other, pixels):
+    """Row i of the values (C, H, W) as ``pixels[c // 2, j, c % 2]``; channels beyond theirs are ones."""
+    channels = values.shape[0]
+    for pair in range(pixels.shape[0]):
+        c = 2 * pair
+        first = load_line(values[c, i], scratch) if c < channels else ones
+        second = load_line(values[c + 1, i], other) if c + 1 < channels else ones
+        for j in range(ones.size):
+            pixels[pair, j, 0], pixels[pair, j, 1] = first[j], second[j]
 
 
 def _splat_kernel(
@@ -34,21 +37,20 @@ def _splat_kernel(
     unit = real(0) if dz else real(1)
     cells = cells_of_row(grid.shape[4], depth, pairs, row_weights.dtype)
     sums = np.zeros((2, 2 * grid.shape[4] * (depth + 1) * pairs), row_weights.dtype)
-    pixels = np.zeros((width, 2 * pairs), row_weights.dtype)
-    pixels[:, values.shape[1] : channels] = 1
-    flat, scratch = pixels.reshape(-1), np.empty(width, row_weights.dtype)
+    pixels, ones = np.empty((pairs, width, 2), row_weights.dtype), np.ones(width, row_weights.dtype)
+    flat, scratch, other = pixels.reshape(-1), np.empty(width, row_weights.dtype), np.empty(width, row_weights.dtype)
     base, upper = np.empty(width, np.int32), np.empty(width, row_weights.dtype)
     for item in range(start, stop):
         n, band = item // count, item % count
         side = 0
         for i in range(bands[band], bands[band + 1]):
-            load_row(values[n], i, scratch, pixels)
+            load_pairs(values[n], i, ones, scratch, other, pixels)
             locate_row(load_line(guide[n, i], scratch), guide_map, depth, dz, columns, base, upper)
             for j in range(width):
                 if upper[j] == upper[j]:
                     cell = (base[j] + first_cell(depth)) * pairs * CELL
                     scatter_pairs(
-                        cells, cell, column_weights[j], upper[j], unit, row_weights[i], flat, 2 * pairs * j, pairs
+                        cells, cell, column_weights[j], upper[j], unit, row_weights[i], flat, 2 * j, 2 * width, pairs
                     )
             side = end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, aside)
 
