@@ -154,7 +154,7 @@ def lattice_arguments(lattice: Lattice, dtype: torch.dtype, axes: str = "zyx") -
     return arguments
 
 
-def strides(name: str, tensor: torch.Tensor | None, axes: str) -> dict[str, int]:
+def strides(name: str, tensor: torch.Tensor | None, axes: str) -> dict[str, Any]:
     """``stride_<name>_<axis>`` of every axis; zeros for a tensor that is not there."""
     steps = tensor.stride() if tensor is not None else (0,) * len(axes)
     return {f"stride_{name}_{axis}": step for axis, step in zip(axes, steps, strict=True)}
