@@ -80,6 +80,7 @@ def locate_row(guide, guide_map, depth, dz, columns, base, upper):
 
 
 @helper
-def is_interleaved(nodes):
-    """Whether a row of nodes (C, D, Gw) lies in memory with channels innermost, so that loops run the same way."""
-    return nodes.strides[0] < nodes.strides[2]
+def is_contiguous(nodes):
+    """Whether an array (a, b, c) is one piece of memory, in this order."""
+    _, b, c = nodes.shape
+    return nodes.strides == (b * c * nodes.itemsize, c * nodes.itemsize, nodes.itemsize)

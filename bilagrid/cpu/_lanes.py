@@ -53,11 +53,11 @@ def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, abo
         one = ir.Constant(context.get_data_type(real), 1)
         lane = range(8)
         at_left, at_right = (_load(context, builder, signature.args[0], table_, k, 8) for k in (near_, far_))
-        by_left = builder.fmul(_spread(builder, builder.fsub(one, right_), 8), at_left, flags=_FUSED)
-        mixed = _fma(builder, _spread(builder, right_, 8), at_right, by_left)
+        difference = builder.fsub(at_right, at_left, flags=_FUSED)
+        mixed = _fma(builder, _spread(builder, right_, 8), difference, at_left)
         by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in lane])
-        by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in lane])
-        weighted = builder.fmul(builder.fmul(by_y, by_z, flags=_FUSED), mixed, flags=_FUSED)
+        by_yz = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in lane], by_y)
+        weighted = builder.fmul(by_yz, mixed, flags=_FUSED)
         for half in (4, 2):
             first, second = (_pick(builder, weighted, range(start, start + half)) for start in (0, half))
             weighted = builder.fadd(first, second, flags=_FUSED)
@@ -71,7 +71,7 @@ def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, abo
 def scatter_pairs(
     typingctx: Any,
     cells: Any,
-    offset: Any,
+    place: Any,
     right: Any,
     upper: Any,
     unit: Any,
@@ -81,29 +81,32 @@ def scatter_pairs(
     step: Any,
     pairs: Any,
 ) -> Any:
-    """Adds ``w_x w_z w_y values[start + step pair + channel]`` to the pixel's cell: ``cells[offset + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
+    """Adds ``w_x w_z w_y values[start + step pair + channel]`` to a cell: ``cells[place + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
 
     A cell holds its eight corners by itself: were neighbours to share a corner, a load would straddle two stores in flight and wait for both.
     """
     real = cells.dtype
-    signature = types.void(cells, offset, right, upper, unit, above, values, start, step, pairs)
+    signature = types.void(cells, place, right, upper, unit, above, values, start, step, pairs)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        cells_, offset_, right_, upper_, unit_, above_, values_, start_, step_, pairs_ = arguments
+        cells_, place_, right_, upper_, unit_, above_, values_, start_, step_, pairs_ = arguments
         one = ir.Constant(context.get_data_type(real), 1)
-        by_x = _pair_of_weights(builder, right_, one, [0, 0, 1, 1])
-        by_z = _pair_of_weights(builder, upper_, unit_, [0, 1, 0, 1])
-        by_y = _pair_of_weights(builder, above_, one, [0, 0, 1, 1])
-        weights = _pick(builder, builder.fmul(by_x, by_z, flags=_FUSED), [k // 4 for k in range(CELL)])
+        # Lanes (z, y, channel), once for x below and once for x above: no weight has to change its lane.
+        half = range(CELL // 2)
+        by_x = [_spread(builder, weight, CELL // 2) for weight in (builder.fsub(one, right_), right_)]
+        by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in half])
+        by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in half])
         with cgutils.for_range(builder, pairs_) as loop:
-            place = builder.add(start_, builder.mul(loop.index, step_))
-            cell = builder.mul(loop.index, ir.Constant(loop.index.type, CELL))
-            value = _load(context, builder, signature.args[6], values_, place, 2)
-            value = builder.fmul(by_y, _pick(builder, value, [0, 1, 0, 1]), flags=_FUSED)
-            value = _pick(builder, value, [k % 4 for k in range(CELL)])
-            address = _address(context, builder, signature.args[0], cells_, builder.add(offset_, cell), CELL)
-            before = builder.load(address, align=_alignment(context, real))
-            builder.store(_fma(builder, weights, value, before), address, align=_alignment(context, real))
+            pair = builder.add(start_, builder.mul(loop.index, step_))
+            cell = builder.add(place_, builder.mul(loop.index, ir.Constant(loop.index.type, CELL)))
+            value = _load(context, builder, signature.args[6], values_, pair, 2)
+            value = builder.fmul(by_y, _pick(builder, value, [k % 2 for k in half]), flags=_FUSED)
+            value = builder.fmul(by_z, value, flags=_FUSED)
+            for x, weight in enumerate(by_x):
+                corners = builder.add(cell, ir.Constant(cell.type, x * CELL // 2))
+                address = _address(context, builder, signature.args[0], cells_, corners, CELL // 2)
+                before = builder.load(address, align=_alignment(context, real))
+                builder.store(_fma(builder, weight, value, before), address, align=_alignment(context, real))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -212,11 +215,15 @@ def apply_four(typingctx: Any, table: Any, corners: Any, weights: Any, pixel: An
     return signature, codegen
 
 
-def _pair_of_weights(builder: ir.IRBuilder, upper: ir.Value, unit: ir.Value, sides: Sequence[int]) -> ir.Value:
-    """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1: a multiply-add by constants, where selecting would take shuffles."""
-    signs = _constant(upper.type, [2 * side - 1 for side in sides])
+def _pair_of_weights(
+    builder: ir.IRBuilder, upper: ir.Value, unit: ir.Value, sides: Sequence[int], by: ir.Value | None = None
+) -> ir.Value:
+    """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1, times ``by``: a multiply-add by constants, where selecting would take shuffles."""
+    signs: ir.Value = _constant(upper.type, [2 * side - 1 for side in sides])
     is_lower = _constant(upper.type, [1 - side for side in sides])
     start = builder.fmul(_spread(builder, unit, len(sides)), is_lower, flags=_FUSED)
+    if by is not None:
+        signs, start = (builder.fmul(part, by, flags=_FUSED) for part in (signs, start))
     return _fma(builder, _spread(builder, upper, len(sides)), signs, start)
 
 

@@ -1,7 +1,8 @@
 """Adding pixels up into the grid: what `splat` and the grid gradient of `slice_apply` share. Every sum has one order.
 
-The rows of an image are divided into bands. A pixel adds to its cell; when a band has left a row of cells, the cells become nodes. A row of nodes belongs
-to the first band that reaches it; what later bands add to it is kept aside, and added in their order when all bands are done.
+The rows of an image are divided into bands, and each row of cells into tiles that stay in a near cache. A pixel adds to its cell; when a tile is done,
+its cells become nodes. A row of nodes belongs to the first band that reaches it; what later bands add to it is kept aside, and added in their order when
+all bands are done.
 """
 
 from __future__ import annotations
@@ -9,31 +10,94 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, is_interleaved
-from bilagrid.cpu._lanes import CELL, close_node
+from bilagrid.cpu._geometry import Geometry, is_contiguous
+from bilagrid.cpu._lanes import CELL, close_node, contiguous, scatter_pairs
 from bilagrid.cpu._run import Kernel, helper
 
 # Rows of a band: fixed, so that sums keep their order on any machine. Rows of cells are joined up to the least and divided at the greatest.
 _LEAST_ROWS = 32
 _MOST_ROWS = 64
 
+# The cells of a tile, of which those in use fit a first-level cache, and all of them a second-level one. A tile has so many pixels at the least.
+_TILE_BYTES = 128 * 1024
+_LEAST_TILE = 64
+
 
 @helper
-def cells_of_row(columns, depth, pairs, real):
-    """Room for one row of cells, ``(cell, pair, 16)``, as a flat vector of zeros.
+def cells_of_tile(columns, depth, pairs, real):
+    """Room for a tile's cells, ``(cell, pair, 16)``, as a flat vector of zeros.
 
-    Cells are numbered as nodes are, after one more column and plane of cells: those before the first node stay 0. Each begins a cache line.
+    Cells are numbered as nodes are, after one more column and plane of cells: those of the column come from the tile before, those of the plane stay 0.
+    Each begins a cache line. The last is none of the grid's: what a pixel without a place adds is lost there.
     """
-    size = (columns + 1) * (depth + 1) * pairs * CELL + pairs * CELL
+    size = ((columns + 1) * (depth + 1) + 1) * pairs * CELL
     room = np.zeros(size + CELL, real)
     start = -(room.ctypes.data // room.itemsize) % CELL
     return room[start : start + size]
 
 
 @helper
-def first_cell(depth):
-    """The number of the cell whose first corner is node 0."""
-    return depth + 2
+def place_row(base, upper, first_column, depth, pairs, cells, places):
+    """Where in a tile's cells each pixel of a row adds. One whose guide is NaN adds to the cell that is lost, so that the loop over pixels has no branch."""
+    size = pairs * CELL
+    start = np.int32((1 - first_column) * (depth + 1) + 1)
+    each, lost = np.int32(size), np.int32(cells.size - size)
+    for j in range(places.size):
+        places[j] = (base[j] + start) * each if upper[j] == upper[j] else lost
+
+
+@helper
+def scatter_row(cells, places, column_weights, upper, unit, above, values, pairs, columns):
+    """Every pixel of a row adds its values, a flat ``(pair, j, channel)``, to its cell. ``unit`` is 1, or 0 where weights are derivatives by z.
+
+    From one pixel to the next it goes on by a column of cells, of which a tile has ``columns``: were two pixels in a row to add to one cell, the second
+    would wait for the first.
+    """
+    width = places.size
+    stride = (width + columns - 1) // columns
+    for first in range(stride):
+        if pairs == 1:
+            for j in range(first, width, stride):
+                at = np.uintp(j)
+                place = np.intp(places[at])
+                scatter_pairs(cells, place, column_weights[at], upper[at], unit, above, values, 2 * j, 0, 1)
+        else:
+            for j in range(first, width, stride):
+                at = np.uintp(j)
+                place = np.intp(places[at])
+                scatter_pairs(cells, place, column_weights[at], upper[at], unit, above, values, 2 * j, 2 * width, pairs)
+
+
+@helper
+def end_of_cells(rows, i, stop):
+    """The first row of pixels after ``i``, up to ``stop``, that lies in another row of cells."""
+    last = i + 1
+    while last < stop and rows[last] == rows[i]:
+        last += 1
+    return last
+
+
+@helper
+def close_tile(cells, first_column, columns, grid, pairs, lower, upper):
+    """The cells of a tile become nodes: ``lower`` grows by their sums for y below, ``upper`` is set to those for y above, both ``(node, pair, channel)``.
+
+    The last column of cells is handed on to the next tile of the row.
+    """
+    depth, end = grid.shape[2], grid.shape[4]
+    columns = min(columns, end - first_column)
+    size = pairs * CELL
+    stride = (depth + 1) * size
+    for x in range(columns):
+        for pair in range(pairs):
+            for z in range(depth):
+                node = (first_column + x) * depth + z
+                offset = (x + 1) * stride + (z + 1) * size + pair * CELL
+                close_node(cells, offset, size, stride, lower, upper, 2 * (node * pairs + pair))
+    if first_column + columns < end:
+        cells[:stride] = cells[columns * stride : (columns + 1) * stride]
+    else:
+        cells[:stride] = 0
+    cells[stride:] = 0
 
 
 @helper
@@ -41,50 +105,33 @@ def _write_row(row, is_owned, place, pairs, sums, grid, aside):
     """A row of nodes goes to the grid where the band owns it, else aside."""
     target = grid[:, :, row] if is_owned else aside[place]
     channels, depth, columns = target.shape
-    if is_interleaved(target):
-        for x in range(columns):
-            for c in range(0, channels, 2):
-                after = min(c + 1, channels - 1)
-                for z in range(depth):
-                    place = 2 * (x * (depth + 1) + z) * pairs
-                    target[c, z, x], target[after, z, x] = sums[place + c], sums[place + after]
+    nodes = target.transpose(2, 1, 0)
+    if is_contiguous(nodes):
+        flat = contiguous(nodes).reshape(-1)
+        for node in range(columns * depth):
+            for c in range(channels):
+                flat[node * channels + c] = sums[2 * node * pairs + c]
     else:
         for c in range(channels):
             for z in range(depth):
                 for x in range(columns):
-                    target[c, z, x] = sums[2 * (x * (depth + 1) + z) * pairs + c]
+                    target[c, z, x] = sums[2 * (x * depth + z) * pairs + c]
 
 
 @helper
-def end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, aside):
-    """After image row i: where that is the band's last row in a row of cells, the cells become nodes, and nodes that the band has left are written.
+def end_row(n, band, i, bands, rows, owners, pairs, sums, side, grid, aside):
+    """After image row i, the last of the band in its row of cells: nodes that the band has left are written.
 
-    ``sums[side]`` holds what the band has for the lower row of nodes. Returns the side that does so for the next image row.
+    ``sums[side]`` holds what the band has for the lower row of nodes, 0 at first. Returns the side that does so for the next row of cells.
     """
     is_last = i + 1 == bands[band + 1]
-    row = rows[i]
-    if not is_last and rows[i + 1] == row:
-        return side
+    row, lowest = rows[i], rows[bands[band]]
     lower, upper = sums[side], sums[1 - side]
-    depth, columns = grid.shape[2], grid.shape[4]
-    size = pairs * CELL
-    stride = (depth + 1) * size
-    for x in range(columns):
-        for pair in range(pairs):
-            for z in range(depth):
-                node = x * (depth + 1) + z
-                offset = (node + first_cell(depth)) * size + pair * CELL
-                close_node(cells, offset, size, stride, lower, upper, 2 * (node * pairs + pair))
-        # The column before has been read for the last time, and is still in cache.
-        cells[x * stride : (x + 1) * stride + size] = 0
-    cells[columns * stride :] = 0
-    lowest = rows[bands[band]]
     _write_row(row, owners[row] == band, row - lowest, pairs, lower, grid[n], aside[n, band])
-    lower[:] = 0
     if is_last or rows[i + 1] != row + 1:
         if row + 1 < grid.shape[3]:
             _write_row(row + 1, owners[row + 1] == band, row + 1 - lowest, pairs, upper, grid[n], aside[n, band])
-        upper[:] = 0
+        sums[:] = 0
     return 1 - side
 
 
@@ -117,6 +164,7 @@ class Bands:
     Attributes:
         bands: first rows of the bands, and the end.
         owners: for each row of nodes the first band that reaches it, or -1.
+        tiles: first pixels of the tiles of a row, and the end; each has ``tile_columns`` columns of cells.
         aside: ``(N, band, 2, C, D, Gw)``, the lowest row of nodes a band reaches and the next.
     """
 
@@ -124,14 +172,25 @@ class Bands:
         batch, channels, depth, rows, columns = grid.shape
         self._grid, self._rows = grid.numpy(), at.rows
         self.bands = _bands(at.rows)
-        self.owners = np.full(rows + 1, -1)
-        for band in reversed(range(len(self.bands) - 1)):
-            reached = at.rows[self.bands[band] : self.bands[band + 1]]
-            self.owners[reached] = self.owners[reached + 1] = band
-        self.items = batch * (len(self.bands) - 1)
-        # Pages that nobody writes cost nothing.
         count = len(self.bands) - 1
+        band = np.repeat(np.arange(count), np.diff(self.bands))
+        self.owners = np.full(rows + 1, count)
+        np.minimum.at(self.owners, at.rows, band)
+        np.minimum.at(self.owners, at.rows + 1, band)
+        self.owners[self.owners == count] = -1
+        self.items = batch * count
+        column = (depth + 1) * -(-channels // 2) * CELL * self._grid.itemsize
+        least = -(-_LEAST_TILE * columns // len(at.columns))
+        self.tile_columns = min(max(_TILE_BYTES // column, least, 1), columns)
+        edges = np.arange(0, columns, self.tile_columns)
+        self.tiles = np.append(np.searchsorted(at.columns, edges), len(at.columns))
+        # Pages that nobody writes cost nothing.
         self.aside = np.empty((batch, count, 2, columns, depth, channels), self._grid.dtype).transpose(0, 1, 2, 5, 4, 3)
+
+    @property
+    def order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The attributes that a kernel goes by."""
+        return self.bands, self.owners, self.tiles, self.tile_columns
 
     def add_aside(self) -> None:
         batch, _, _, rows, _ = self._grid.shape
@@ -140,7 +199,7 @@ class Bands:
 
 def _bands(rows: np.ndarray) -> np.ndarray:
     """First rows of the bands, and the end: whole rows of cells until they have the least number of image rows, or an even part of a tall one."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
     bands: list[int] = []
     height = _LEAST_ROWS
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):

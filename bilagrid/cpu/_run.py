@@ -7,11 +7,14 @@ once, and needs no OpenMP or TBB. Which thread does an item never changes what t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -20,12 +23,20 @@ import torch
 
 # Below this many multiply-adds the hand-over to other threads costs more than it saves.
 _SERIAL_WORK = 200_000
-_CHUNKS_PER_THREAD = 8
+_CHUNKS_PER_THREAD = 16
 
 # Fused multiply-add and the sign of zero only: NaN and infinity keep their meaning, sums keep their order.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 helper = numba.njit(**_OPTIONS)
+
+
+@cache
+def _sources() -> str:
+    """A digest of all that a kernel may be compiled from."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), here.parent / "ops" / "_luma.py"]
+    return hashlib.blake2s(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
 
 
 class Kernel:
@@ -36,6 +47,8 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
+        # Numba would look for changes in the function's own file alone, and miss those of the helpers compiled into it.
+        function.__qualname__ += f"-{_sources()}"
         self._function = function
         self._builds: dict[tuple[Any, ...], Callable[..., None]] = {}
         self._lock = threading.Lock()

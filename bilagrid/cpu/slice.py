@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, is_interleaved, load_line, locate_row
-from bilagrid.cpu._lanes import gather_pair
+from bilagrid.cpu._geometry import Geometry, array, compute_type, is_contiguous, load_line, locate_row
+from bilagrid.cpu._lanes import contiguous, gather_pair
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
 
@@ -16,32 +16,31 @@ from bilagrid.lattice import Lattice
 def load_nodes(grid, row, table):
     """Two rows of nodes as ``table[c // 2, x * (D + 1) + z, y, c % 2]``, so that a pixel reads a column's corners for two channels together."""
     channels, depth, rows, columns = grid.shape
-    stride = depth + 1
     for y in range(2):
-        nodes = grid[:, :, min(row + y, rows - 1)]
-        for pair in range((channels + 1) // 2):
-            first, second = nodes[2 * pair], nodes[min(2 * pair + 1, channels - 1)]
-            target = table[pair, :, y]
-            if is_interleaved(nodes):
+        nodes = grid[:, :, min(row + y, rows - 1)].transpose(2, 1, 0)
+        for pair in range(table.shape[0]):
+            c, d = 2 * pair, min(2 * pair + 1, channels - 1)
+            target = table[pair].reshape(-1)
+            if is_contiguous(nodes):
+                flat = contiguous(nodes).reshape(-1)
                 for x in range(columns):
                     for z in range(depth):
-                        target[x * stride + z, 0] = first[z, x]
-                        target[x * stride + z, 1] = second[z, x]
+                        place, node = 4 * (x * (depth + 1) + z) + 2 * y, (x * depth + z) * channels
+                        target[place], target[place + 1] = flat[node + c], flat[node + d]
             else:
                 for z in range(depth):
                     for x in range(columns):
-                        target[x * stride + z, 0] = first[z, x]
-                        target[x * stride + z, 1] = second[z, x]
+                        place = 4 * (x * (depth + 1) + z) + 2 * y
+                        target[place], target[place + 1] = nodes[x, z, c], nodes[x, z, d]
 
 
 @helper
-def gather_row(table, pair, stride, column_weights, above, base, upper, unit, line):
-    """Two channels of a row of pixels, ``line[j, channel]``."""
+def gather_row(table, pair, stride, column_weights, above, base, upper, unit, first, second):
+    """Two channels of a row of pixels."""
     flat = table[pair].reshape(-1)
     for j in range(base.size):
         near = 4 * np.intp(base[j])
-        pixel = gather_pair(flat, near, near + 4 * stride, column_weights[j], above, upper[j], unit)
-        line[j, 0], line[j, 1] = pixel
+        first[j], second[j] = gather_pair(flat, near, near + 4 * stride, column_weights[j], above, upper[j], unit)
 
 
 def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
@@ -53,7 +52,7 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
     stride = depth + 1
     table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2, 2), out.dtype)
     base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
-    scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
+    scratch = np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
@@ -61,12 +60,10 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
             batch, loaded = n, rows[i]
             load_nodes(grid[n], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, dz, columns, base, upper)
-        for c in range(channels):
-            if c % 2 == 0:
-                gather_row(table, c // 2, stride, column_weights, row_weights[i], base, upper, unit, line)
-            target = out[n, c, i]
-            for j in range(base.size):
-                target[j] = line[j, c % 2]
+        for pair in range(table.shape[0]):
+            first = contiguous(out[n, 2 * pair, i])
+            second = contiguous(out[n, 2 * pair + 1, i]) if 2 * pair + 1 < channels else scratch
+            gather_row(table, pair, stride, column_weights, row_weights[i], base, upper, unit, first, second)
 
 
 def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weights, columns, column_weights, out):
@@ -77,8 +74,7 @@ def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weig
     stride = depth + 1
     table = np.zeros(((channels + 1) // 2, (width + 1) * stride, 2, 2), out.dtype)
     base, upper = np.empty(guide.shape[2], np.int32), np.empty(guide.shape[2], out.dtype)
-    scratch, line = np.empty(guide.shape[2], out.dtype), np.empty((guide.shape[2], 2), out.dtype)
-    scale = np.empty(guide.shape[2], out.dtype)
+    divisor, scratch = np.empty(guide.shape[2], out.dtype), np.empty(guide.shape[2], out.dtype)
     batch, loaded = -1, -1
     for item in range(start, stop):
         n, i = item // height, item % height
@@ -86,15 +82,17 @@ def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weig
             batch, loaded = n, rows[i]
             load_nodes(grid[n], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, False, columns, base, upper)
-        gather_row(table, last // 2, stride, column_weights, row_weights[i], base, upper, real(1), line)
+        for pair in range(table.shape[0]):
+            c = 2 * pair
+            first = contiguous(out[n, c, i]) if c < last else divisor
+            second = contiguous(out[n, c + 1, i]) if c + 1 < last else divisor if c + 1 == last else scratch
+            gather_row(table, pair, stride, column_weights, row_weights[i], base, upper, real(1), first, second)
         for j in range(base.size):
-            scale[j] = real(1) / line[j, last % 2]
-        for c in range(last - 1, -1, -1):
-            if c % 2:
-                gather_row(table, c // 2, stride, column_weights, row_weights[i], base, upper, real(1), line)
-            target = out[n, c, i]
+            divisor[j] = real(1) / divisor[j]
+        for c in range(last):
+            target = contiguous(out[n, c, i])
             for j in range(base.size):
-                target[j] = scale[j] * line[j, c % 2]
+                target[j] *= divisor[j]
 
 
 def _slice_bwd_guide_kernel(

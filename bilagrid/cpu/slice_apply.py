@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 
 from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, locate_row
-from bilagrid.cpu._lanes import CELL, LANES, apply_four, scatter_pairs
-from bilagrid.cpu._reduction import Bands, cells_of_row, end_row, first_cell
+from bilagrid.cpu._lanes import LANES, apply_four
+from bilagrid.cpu._reduction import (
+    Bands,
+    cells_of_tile,
+    close_tile,
+    end_of_cells,
+    end_row,
+    place_row,
+    scatter_row,
+)
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
 from bilagrid.ops._luma import LUMA
@@ -168,40 +176,70 @@ def _slice_apply_bwd_pixels_kernel(
                     grad_image[n, t, i, j] += real(LUMA[t]) * by_guide
 
 
+@helper
+def load_products(image, grad_output, terms, inputs, grads, products):
+    """``grad_output[o] * term[t]`` of a row of pixels (C, W), as the flat ``products[c // 2, j, c % 2]`` of channels ``c = o * terms + t``.
+
+    ``inputs`` and ``grads`` are room for the lines; a last line of ones in ``inputs`` stays as it is.
+    """
+    outputs, width = grad_output.shape
+    channels = outputs * terms
+    for t in range(image.shape[0]):
+        inputs[t, :width] = image[t]
+    for o in range(outputs):
+        grads[o, :width] = grad_output[o]
+    for pair in range(products.size // (2 * width)):
+        c, start = 2 * pair, 2 * pair * width
+        d = min(c + 1, channels - 1)
+        grad, term, next_grad, next_term = grads[c // terms], inputs[c % terms], grads[d // terms], inputs[d % terms]
+        for j in range(width):
+            products[start + 2 * j] = grad[j] * term[j]
+            products[start + 2 * j + 1] = next_grad[j] * next_term[j]
+
+
 def _slice_apply_bwd_grid_kernel(
-    start, stop, guide, has_guide, image, grad_output, guide_map, terms, bands, owners, rows, row_weights, columns,
-    column_weights, grid, aside,
+    start, stop, guide, has_guide, image, grad_output, guide_map, terms, bands, owners, tiles, tile_columns, rows,
+    row_weights, columns, column_weights, grid, aside,
 ):  # fmt: skip
     """``grid[n, o * terms + t, k] = sum_p w_k(p) grad_output[n, o, p] image[n, t, p]``; a band ``(n, band)`` an item."""
-    channels, depth, length = grid.shape[1], grid.shape[2], grad_output.shape[3]
-    outputs = channels // terms
+    channels, depth = grid.shape[1:3]
     real = row_weights.dtype
     pairs, count = (channels + 1) // 2, bands.size - 1
-    cells = cells_of_row(grid.shape[4], depth, pairs, real)
-    sums = np.zeros((2, 2 * grid.shape[4] * (depth + 1) * pairs), real)
-    product = np.zeros(2 * pairs, real)
-    base, upper = np.empty(length, np.int32), np.empty(length, real)
-    scratch = np.empty(length, real)
-    pixels = np.ones((length, terms), real)
-    grads = np.empty((length, outputs), real)
+    cells = cells_of_tile(tile_columns, depth, pairs, real)
+    sums = np.zeros((2, 2 * grid.shape[4] * depth * pairs), real)
+    longest = np.diff(tiles).max()
+    inputs, grads = np.ones((terms, longest), real), np.empty((channels // terms, longest), real)
+    all_products, scratch = np.empty(2 * pairs * longest, real), np.empty(longest, real)
+    base, upper, places = np.empty(longest, np.int32), np.empty(longest, real), np.empty(longest, np.int32)
     for item in range(start, stop):
         n, band = item // count, item % count
-        side = 0
-        for i in range(bands[band], bands[band + 1]):
-            load_row(image[n], i, scratch, pixels)
-            load_row(grad_output[n], i, scratch, grads)
-            line = load_guide(guide[n], has_guide, image[n], i, scratch)
-            locate_row(line, guide_map, depth, False, columns, base, upper)
-            for j in range(length):
-                if upper[j] != upper[j]:
-                    continue
-                for o in range(outputs):
-                    for t in range(terms):
-                        product[o * terms + t] = grads[j, o] * pixels[j, t]
-                cell = (base[j] + first_cell(depth)) * pairs * CELL
-                unit = real.type(1)
-                scatter_pairs(cells, cell, column_weights[j], upper[j], unit, row_weights[i], product, 0, 2, pairs)
-            side = end_row(n, band, i, bands, rows, owners, pairs, cells, sums, side, grid, aside)
+        side, i = 0, bands[band]
+        while i < bands[band + 1]:
+            after = end_of_cells(rows, i, bands[band + 1])
+            for tile in range(tiles.size - 1):
+                first, last = tiles[tile], tiles[tile + 1]
+                width = last - first
+                by_x, products = column_weights[first:last], all_products[: 2 * pairs * width]
+                colours, grad = image[n, :, :, first:last], grad_output[n, :, :, first:last]
+                for row in range(i, after):
+                    load_products(colours[:, row], grad[:, row], terms, inputs, grads, products)
+                    line = load_guide(guide[n, :, first:last], has_guide, colours, row, scratch[:width])
+                    locate_row(line, guide_map, depth, False, columns[first:last], base, upper)
+                    place_row(base, upper, tile * tile_columns, depth, pairs, cells, places[:width])
+                    scatter_row(
+                        cells,
+                        places[:width],
+                        by_x,
+                        upper,
+                        real.type(1),
+                        row_weights[row],
+                        products,
+                        pairs,
+                        tile_columns,
+                    )
+                close_tile(cells, tile * tile_columns, tile_columns, grid, pairs, sums[side], sums[1 - side])
+            side = end_row(n, band, after - 1, bands, rows, owners, pairs, sums, side, grid, aside)
+            i = after
 
 
 _slice_apply = Kernel(_slice_apply_kernel)
@@ -272,7 +310,7 @@ def slice_apply_bwd_grid(
     _slice_apply_bwd_grid(
         bands.items, 8 * channels * batch * height * width,
         _guide_array(guide, image, dtype), guide is not None, array(image, dtype), array(grad_output, dtype),
-        at.guide_map, terms, bands.bands, bands.owners, at.rows, at.row_weights, at.columns, at.column_weights,
+        at.guide_map, terms, *bands.order, at.rows, at.row_weights, at.columns, at.column_weights,
         grid.numpy(), bands.aside,
     )  # fmt: skip
     bands.add_aside()
