@@ -106,16 +106,13 @@ def _write_row(row, is_owned, place, pairs, sums, grid, aside):
     target = grid[:, :, row] if is_owned else aside[place]
     channels, depth, columns = target.shape
     nodes = target.transpose(2, 1, 0)
-    if is_contiguous(nodes):
-        flat = contiguous(nodes).reshape(-1)
-        for node in range(columns * depth):
-            for c in range(channels):
-                flat[node * channels + c] = sums[2 * node * pairs + c]
+    if is_contiguous(nodes) and channels == 2 * pairs:
+        contiguous(nodes).reshape(-1)[:] = sums
     else:
         for c in range(channels):
             for z in range(depth):
                 for x in range(columns):
-                    target[c, z, x] = sums[2 * (x * depth + z) * pairs + c]
+                    nodes[x, z, c] = sums[2 * (x * depth + z) * pairs + c]
 
 
 @helper
