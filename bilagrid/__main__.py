@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import bilagrid
+from bilagrid.filters import filter_lattice
 
 try:
     import tyro
@@ -229,12 +230,9 @@ def _smooth(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """The filtered pixels and the size of the grid that made them."""
     luma = _luma(guide or picture)
-    least, greatest = float(luma.min()), float(luma.max())
-    _, size = bilagrid.Lattice.from_sigma(sigma_space, sigma_color, picture.size, guide_range=(least, greatest))
-    result = bilagrid.bilateral_filter(
-        _tensor(picture.pixels), luma, sigma_space=sigma_space, sigma_color=sigma_color, guide_range=(least, greatest)
-    )
-    return _array(result), tuple(size)
+    result = bilagrid.bilateral_filter(_tensor(picture.pixels), luma, sigma_space=sigma_space, sigma_color=sigma_color)
+    lattice, _ = filter_lattice(luma, sigma_space, sigma_color)
+    return _array(result), lattice.size
 
 
 def _jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

@@ -76,7 +76,7 @@ def bilateral_filter(
         guide = _own_guide("image", image)
     else:
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
-    lattice, sigma = _filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
+    lattice, sigma = filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, image)
     grid = blur(splat_(image, guide, lattice, homogeneous=True), sigma)
     return slice_normalized_(grid, guide, lattice).to(image.dtype)
@@ -136,7 +136,7 @@ def joint_bilateral_upsample(
             _measure("guide_high", guide_high),
         )
         guide_range = min(low_least, high_least), max(low_most, high_most)
-    lattice, sigma = _filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
+    lattice, sigma = filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, low)
     grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
     sliced = slice_(grid, guide_high, _at_size(lattice, guide_high.shape[1], guide_high.shape[2]))
@@ -155,14 +155,14 @@ def _own_guide(name: str, image: Tensor) -> Tensor:
     )
 
 
-def _filter_lattice(
+def filter_lattice(
     guide: Tensor,
     sigma_space: float,
     sigma_color: float,
-    guide_range: tuple[float, float] | None,
-    nodes_per_sigma: tuple[float, float, float],
+    guide_range: tuple[float, float] | None = None,
+    nodes_per_sigma: tuple[float, float, float] = (1.25, 1.0, 1.0),
 ) -> tuple[Lattice, tuple[float, float, float]]:
-    """The lattice, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
+    """The lattice that a filter uses, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
     if any(nodes**2 < _TENT_VARIANCE for nodes in nodes_per_sigma):
         raise ValueError(
             f"nodes_per_sigma must be at least {math.sqrt(_TENT_VARIANCE):.3f} each, below which the tents alone blur by more than sigma, got {nodes_per_sigma}"

@@ -285,7 +285,7 @@ def test_without_input(tmp_path):
     command = [sys.executable, "-m", "bilagrid", "filter"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "16 x 26 x 39" in done.stdout
+    assert "16 x 51 x 76" in done.stdout
     assert load(tmp_path / "coffee_filtered.png")[0].shape == (400, 600, 3)
     assert load(tmp_path / "coffee_before_after.png")[0].shape == (428, 1208, 3)
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
