@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bilagrid
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems
+from tests.helpers import Problem, assert_near, device_of, numpy64, problems, strided
 from tests.reference import blur as expected
 
 SIGMAS = st.sampled_from([(0.0, 0.0, 0.0), (0.8, 0.8, 0.8), (1.1, 0.0, 0.6), (0.0, 2.5, 0.1), (3.0, 1.0, 0.0)])
@@ -20,6 +20,30 @@ def test_equals_reference(backend: str, problem: Problem, sigma: tuple[float, fl
     out = bilagrid.blur(grid, sigma)
     assert out.dtype == problem.dtype
     assert_near(out, expected.blur(numpy64(grid), sigma))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strides"),
+    [
+        (torch.float32, "contiguous"),
+        (torch.float32, "interleaved"),
+        (torch.float64, "sparse"),
+        (torch.bfloat16, "interleaved"),
+    ],
+)
+def test_one_launch_and_a_launch_an_axis_give_the_same_bits(
+    triton_backend: str, dtype: torch.dtype, strides: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rows so long that along y and z a program owns a tile, and in blocks that end within the grid."""
+    blur = pytest.importorskip("bilagrid.gpu.blur")
+    grid = strided(torch.randn(2, 2, 3, 5, 70, dtype=torch.float64).to(device_of(triton_backend), dtype), strides)
+    sigma = (0.6, 1.1, 0.9)
+    whole = bilagrid.blur(grid, sigma)
+    monkeypatch.setattr(blur, "_REACH", 0)
+    by_axes = bilagrid.blur(grid, sigma)
+    torch.testing.assert_close(whole, by_axes, rtol=0, atol=0)
+    assert whole.stride() == by_axes.stride() == torch.empty_like(grid).stride()
+    assert_near(whole, expected.blur(numpy64(grid), sigma))
 
 
 def test_one_number_is_meant_for_every_axis(backend: str) -> None:
