@@ -7,6 +7,7 @@ from bilagrid.ops.slice import slice
 from bilagrid.ops.slice_apply import slice_apply
 from bilagrid.ops.splat import splat
 from bilagrid.ops.total_variation import total_variation
+from bilagrid.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -19,4 +20,5 @@ __all__ = [
     "slice_apply",
     "splat",
     "total_variation",
+    "warmup",
 ]

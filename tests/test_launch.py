@@ -10,8 +10,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from bilagrid.gpu import _gather, _launch, _reduction, _regime, blur, slice, slice_apply, splat, total_variation
+from bilagrid.gpu import (
+    _configs,
+    _gather,
+    _launch,
+    _reduction,
+    _regime,
+    blur,
+    slice,
+    slice_apply,
+    splat,
+    total_variation,
+)
 from bilagrid.lattice import Lattice
+from perf.uses import USES as USES_OF_PERF
 from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -91,6 +103,13 @@ def test_the_batch_changes_only_the_number_of_programs(size: tuple[int, int, int
         assert different <= {"WIDE"}
 
 
+@pytest.mark.parametrize(("size", "launches"), [((8, 16, 32), 1), ((8, 16, 33), 3), ((1, 1, 4097), 3)])
+def test_blur_takes_one_launch_where_a_channel_fits_a_program(size: tuple[int, int, int], launches: int) -> None:
+    with _launch.record() as recorded:
+        blur.blur(meta(2, 12, *size), (1.0, 1.0, 1.0))
+    assert len(recorded) == launches
+
+
 @pytest.mark.parametrize(
     ("architecture", "highest", "high"),
     [("sm_75", "ieee", "ieee"), ("sm_80", "tf32x3", "tf32"), ("sm_120", "tf32x3", "tf32"), ("gfx942", "ieee", "ieee")],
@@ -139,13 +158,51 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
         ),
     ),
     "splat fine": (_reduction.NODE_CONFIGS, "fine", lambda: splat.splat(AFFINE[2], AFFINE[1], LATTICE)),
-    "blur": (blur.BLUR_CONFIGS, "fine", lambda: blur.blur(AFFINE[0], (1.0, 0.5, 1.0))),
+    "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
+    "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (1.0, 0.5, 1.0))),
     "total_variation gradient": (
         total_variation.GRADIENT_CONFIGS,
         "fine",
         lambda: total_variation.total_variation_bwd(AFFINE[0]),
     ),
 }
+
+
+SAFE, OTHER = slice.PIXEL_CONFIGS[0], slice.PIXEL_CONFIGS[2]
+
+
+def _chosen(architecture: str, dtype: torch.dtype, programs: int) -> object:
+    return _configs.choose_config("_kernel", [SAFE, OTHER], architecture, dtype, programs)
+
+
+def test_the_table_decides_by_architecture_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_configs.CHOSEN, ("sm_90", "_kernel", "half", "many"), _configs.label(OTHER))
+    assert _chosen("sm_90", torch.bfloat16, 1 << 20) is OTHER
+    assert _chosen("sm_90", torch.float16, 1 << 20) is OTHER
+    assert _chosen("sm_90", torch.float32, 1 << 20) is SAFE
+    assert _chosen("sm_90", torch.float16, 1) is SAFE
+    assert _chosen("sm_9000", torch.float16, 1 << 20) is SAFE
+    monkeypatch.setitem(_configs.CHOSEN, ("sm_90", "_kernel", "half", "many"), "BLOCK=3 warps=1 stages=1")
+    assert _chosen("sm_90", torch.float16, 1 << 20) is SAFE
+
+
+def test_launches_take_the_configuration_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("sm_90", "_total_variation_bwd_kernel", "float32", "many")
+    monkeypatch.setitem(_configs.CHOSEN, key, _configs.label(total_variation.GRADIENT_CONFIGS[1]))
+    with _regime.override(architecture="sm_90"), _launch.record() as launches:
+        total_variation.total_variation_bwd(meta(1, 12, 8, 256, 256))
+    assert [launch.config for launch in launches] == [total_variation.GRADIENT_CONFIGS[1]]
+
+
+def test_every_entry_of_the_table_is_a_configuration_of_its_kernel() -> None:
+    offered: dict[tuple[str, str], set[str]] = {}
+    for architecture in {key[0] for key in _configs.CHOSEN}:
+        for use in USES_OF_PERF:
+            for launch in use.launches(architecture):
+                labels = offered.setdefault((architecture, launch.kernel.__name__), set())
+                labels |= {_configs.label(config) for config in launch.configs}
+    wrong = {key: name for key, name in _configs.CHOSEN.items() if name not in offered.get(key[:2], ())}
+    assert not wrong
 
 
 @interpreted
@@ -179,10 +236,12 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
                 results.extend(slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True))
                 results.append(slice_apply.slice_apply_bwd_grid(AFFINE[1], AFFINE[2], AFFINE[2], LATTICE, offset=True))
                 results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
+        results.append(blur.blur(AFFINE[0], (1.0, 0.0, 1.0)))
+        results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
         return results
 
     narrow = run()
-    for module in (_gather, _reduction, slice, slice_apply):
+    for module in (_gather, _reduction, blur, slice, slice_apply):
         monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     with _launch.record() as launches:
         run()

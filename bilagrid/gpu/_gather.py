@@ -17,6 +17,7 @@ import triton.language as tl
 from bilagrid.gpu._geometry import coordinate, gather_weights, widen
 from bilagrid.gpu._launch import (
     RUNTIME,
+    cdiv,
     lattice_arguments,
     launch,
     launch_pixels,
@@ -110,12 +111,12 @@ def row_table(
     Channel ``o * terms + k`` of the grid becomes ``[..., o, k]``.
     """
     batch, _, depth, rows, columns = grid.shape
-    quads = triton.cdiv(terms, 4)
+    quads = cdiv(terms, 4)
     table = grid.new_empty((batch, height, max(columns, 2), max(depth, 2), outputs, 4 * quads), dtype=dtype)
     length = math.prod(table.shape[2:])
     launch(
         _interpolate_rows_kernel,
-        lambda meta: batch * triton.cdiv(length, meta["BLOCK"]) * triton.cdiv(height, meta["ROWS"]),
+        lambda meta: batch * cdiv(length, meta["BLOCK"]) * cdiv(height, meta["ROWS"]),
         ROWS_CONFIGS,
         grid,
         grid_ptr=grid,
@@ -348,7 +349,7 @@ def launch_gather(
             **lattice_arguments(lattice, dtype, "zx"),
             **arguments,
             H=height,
-            UNROLL=outputs * triton.cdiv(terms, 4) <= _UNROLLED_QUADS,
+            UNROLL=outputs * cdiv(terms, 4) <= _UNROLLED_QUADS,
             WIDE=wide or needs_int64(table),
         )
     else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +17,16 @@ import torch
 import triton
 import triton.language as tl
 
+from bilagrid.gpu._configs import choose_config
+from bilagrid.gpu._regime import architecture, override
 from bilagrid.lattice import Lattice
 
 # Arguments whose value must not make another variant of a kernel: a compiled kernel serves every image size, batch and origin.
 RUNTIME = [
-    *("H", "W", "Gh", "Gw", "N", "first_n", "first_row", "top", "left", "strips", "strip_rows", "radius"),
+    *("H", "W", "Gh", "Gw", "N", "first_n", "first_row", "top", "left", "strips", "strip_rows"),
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
-    *("per_y", "per_x", "slack_y", "slack_x", "taps_scale", "taps_exponent"),
+    *("per_y", "per_x", "slack_y", "slack_x"),
+    *(f"{name}{axis}" for name in ("radius", "taps_scale", "taps_exponent") for axis in ("", "_z", "_y", "_x")),
     *("nodes", "count", "size_1", "size_2", "size_3", "size_4", "stride_out_k", "stride_grid_k"),
     *("stride_grid_0", "stride_grid_1", "stride_grid_2", "stride_grid_3", "stride_grid_4"),
     *(
@@ -34,12 +39,37 @@ RUNTIME = [
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that was recorded instead of made."""
+    """A kernel, its arguments, and its configurations, of which ``config`` is the one to launch it in; ``dtype`` is what it was chosen by.
+
+    ``count`` tells from a configuration's constants how many programs there are along each axis.
+    """
 
     kernel: Any
     configs: Sequence[triton.Config]
-    programs: int
+    config: triton.Config
+    dtype: torch.dtype
+    count: Callable[[dict[str, Any]], tuple[int, ...]] = field(repr=False)
     arguments: dict[str, Any] = field(repr=False)
+
+    @property
+    def programs(self) -> int:
+        """In all, in the safe configuration."""
+        return math.prod(self.count(self.configs[0].kwargs))
+
+    def make(self, config: triton.Config | None = None) -> None:
+        """Launch it on the current device."""
+        chosen = config or self.config
+        self.kernel[self.count(chosen.kwargs)](**self.arguments, **_options(chosen))
+
+    def compile(self) -> None:
+        """Compile it for the current device, without launching it; meta tensors will do."""
+        self.kernel.warmup(**self.arguments, **_options(self.config), grid=self.count(self.config.kwargs))
+
+
+def _options(config: triton.Config) -> dict[str, Any]:
+    """What a configuration adds to a kernel's arguments."""
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": FP_FUSION}
+    return config.kwargs | options
 
 
 _recorded: list[Launch] | None = None
@@ -57,16 +87,26 @@ def record() -> Iterator[list[Launch]]:
         _recorded = before
 
 
+def compile_launches(run: Callable[[], None], device: torch.device) -> None:
+    """Compile for ``device`` what ``run`` would launch there, were its meta tensors there."""
+    with torch.cuda.device(device):
+        device = torch.device("cuda", torch.cuda.current_device())
+        with override(architecture=architecture(device)), record() as launches:
+            run()
+        for each in launches:
+            each.compile()
+
+
 def launch(
     kernel: Any, programs: Any, configs: Sequence[triton.Config], tensor: torch.Tensor, **arguments: Any
 ) -> None:
-    """Launch ``kernel`` on ``tensor``'s device with the first of ``configs``, or the fastest where ``BILAGRID_AUTOTUNE=1``.
+    """Launch ``kernel`` on ``tensor``'s device in the configuration chosen for it, or the fastest where ``BILAGRID_AUTOTUNE=1``.
 
     Args:
         kernel: a function decorated with `triton.jit`.
         programs: how many along each axis, or a function of the configuration's constants that returns this.
         configs: the safe one first. They may differ in nothing that changes the order of a sum.
-        tensor: whose device the kernel runs on.
+        tensor: whose device the kernel runs on, and whose dtype the configuration is chosen by.
         arguments: the kernel's, by name.
     """
 
@@ -74,28 +114,32 @@ def launch(
         along = programs(meta) if callable(programs) else programs
         return along if isinstance(along, tuple) else (along,)
 
+    safe = math.prod(count(configs[0].kwargs))
+    config = choose_config(kernel.__name__, configs, architecture(tensor.device), tensor.dtype, safe)
+    chosen = Launch(kernel, configs, config, tensor.dtype, count, arguments)
     if _recorded is not None:
-        _recorded.append(Launch(kernel, configs, math.prod(count(configs[0].kwargs)), arguments))
+        _recorded.append(chosen)
+    elif safe == 0:
         return
-    if math.prod(count(configs[0].kwargs)) == 0:
-        return
-    # The interpreter computes in NumPy, which would warn of what a GPU takes for granted, such as 0 times infinity.
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else np.errstate(all="ignore"):
-        if tensor.is_cuda and len(configs) > 1 and os.environ.get("BILAGRID_AUTOTUNE") == "1":
-            constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
-            key = [name for name in constants if name not in configs[0].kwargs]
-            if id(kernel) not in _tuned:
-                _tuned[id(kernel)] = triton.autotune(list(configs), key=key, cache_results=True)(kernel)
-            _tuned[id(kernel)][count](**arguments, enable_fp_fusion=FP_FUSION)
-        else:
-            config = configs[0]
-            kernel[count](
-                **arguments,
-                **config.kwargs,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                enable_fp_fusion=FP_FUSION,
-            )
+    elif tensor.is_cuda:
+        with torch.cuda.device(tensor.device):
+            if len(configs) > 1 and os.environ.get("BILAGRID_AUTOTUNE") == "1":
+                _autotuned(kernel, configs)[count](**arguments, enable_fp_fusion=FP_FUSION)
+            else:
+                chosen.make()
+    else:
+        # The interpreter computes in NumPy, which would warn of what a GPU takes for granted, such as 0 times infinity.
+        with np.errstate(all="ignore"):
+            chosen.make()
+
+
+def _autotuned(kernel: Any, configs: Sequence[triton.Config]) -> Any:
+    """The kernel, which measures its configurations where it meets new constants."""
+    if id(kernel) not in _tuned:
+        constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+        key = [name for name in constants if name not in configs[0].kwargs]
+        _tuned[id(kernel)] = triton.autotune(list(configs), key=key, cache_results=True)(kernel)
+    return _tuned[id(kernel)]
 
 
 def launch_pixels(
@@ -111,7 +155,7 @@ def launch_pixels(
             others = min(height - first_row, _LARGEST_AXIS), min(batch - first_n, _LARGEST_AXIS)
 
             def programs(meta: dict[str, Any], others: tuple[int, int] = others) -> tuple[int, int, int]:
-                return triton.cdiv(width, meta["BLOCK"]), *others
+                return cdiv(width, meta["BLOCK"]), *others
 
             launch(kernel, programs, configs, tensor, first_n=first_n, first_row=first_row, **arguments)
 
@@ -141,7 +185,8 @@ def constant(value: float, dtype: torch.dtype) -> float | int:
     return struct.unpack("<q", struct.pack("<d", value))[0] if dtype == torch.float64 else value
 
 
-def lattice_arguments(lattice: Lattice, dtype: torch.dtype, axes: str = "zyx") -> dict[str, Any]:
+@functools.lru_cache(maxsize=256)
+def lattice_arguments(lattice: Lattice, dtype: torch.dtype, axes: str = "zyx") -> Mapping[str, Any]:
     """``scale_*``, ``anchor_*`` of ``axes``, and the origin: ``top`` with y, ``left`` with x."""
     arguments: dict[str, Any] = {}
     for axis, scale, anchor in zip("zyx", lattice.scale, lattice.anchor, strict=True):
@@ -157,14 +202,26 @@ def lattice_arguments(lattice: Lattice, dtype: torch.dtype, axes: str = "zyx") -
 def strides(name: str, tensor: torch.Tensor | None, axes: str) -> dict[str, Any]:
     """``stride_<name>_<axis>`` of every axis; zeros for a tensor that is not there."""
     steps = tensor.stride() if tensor is not None else (0,) * len(axes)
-    return {f"stride_{name}_{axis}": step for axis, step in zip(axes, steps, strict=True)}
+    return dict(zip(_stride_names(name, axes), steps, strict=True))
+
+
+@functools.cache
+def _stride_names(name: str, axes: str) -> tuple[str, ...]:
+    return tuple(f"stride_{name}_{axis}" for axis in axes)
+
+
+def cdiv(count: int, each: int) -> int:
+    """How many times ``each`` it takes to hold ``count``; `triton.cdiv` is the same in a wrapper that costs more than the rest of a small launch."""
+    return -(-count // each)
 
 
 def needs_int64(*tensors: torch.Tensor | None) -> bool:
     """Whether the offset of some tensor's last element, counted in elements, passes 32 bits, or might in a block that reaches beyond it."""
-    return any(
-        t is not None
-        and t.numel() > 0
-        and sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) >= 2**31 - LARGEST_BLOCK
-        for t in tensors
-    )
+    return any(t is not None and _last_offset(t) >= 2**31 - LARGEST_BLOCK for t in tensors)
+
+
+def _last_offset(tensor: torch.Tensor) -> int:
+    if tensor.numel() == 0:
+        return 0
+    steps = tensor.stride()
+    return sum(map(operator.mul, tensor.shape, steps)) - sum(steps)

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from bilagrid.gpu._launch import (
+    cdiv,
     compute_dtype,
     constant,
     lattice_arguments,
@@ -96,8 +97,8 @@ def reduce_products(
         tile_c = min(triton.next_power_of_2(channels), max(_SUMS // planes, 1))
 
         def programs(meta: dict[str, int]) -> int:
-            blocks = triton.cdiv(columns, meta["NODES"]) * rows
-            return batch * blocks * triton.cdiv(depth, planes) * triton.cdiv(channels, tile_c)
+            blocks = cdiv(columns, meta["NODES"]) * rows
+            return batch * blocks * cdiv(depth, planes) * cdiv(channels, tile_c)
 
         launch(
             _reduce_nodes_kernel,
@@ -115,11 +116,11 @@ def reduce_products(
         return out
 
     planes = min(max(triton.next_power_of_2(depth), 8), _PLANES)
-    tiles = triton.cdiv(depth, planes) * triton.cdiv(channels, _CHANNELS)
+    tiles = cdiv(depth, planes) * cdiv(channels, _CHANNELS)
     cells = max(rows - 1, 1) * max(columns - 1, 1)
     cell_rows = _longest_cell(lattice.scale[1], lattice.anchor[1], lattice.origin[0], slack_y, rows, height)
     strip_rows = _strip_rows(cells * tiles, cell_rows)
-    strips = triton.cdiv(cell_rows, strip_rows)
+    strips = cdiv(cell_rows, strip_rows)
     partial = torch.empty((batch * cells * strips * tiles, 4 * planes * _CHANNELS), device=image.device)
     launch(
         _reduce_cells_kernel,
@@ -171,6 +172,6 @@ def _longest_cell(scale: float, anchor: float, origin: int, slack: int, nodes: i
 def _strip_rows(programs: int, cell_rows: int) -> int:
     """Rows a strip: as many as leave ``_PROGRAMS`` programs to an image, from 4 to 32. The batch has no say: it must not change a sum's order."""
     rows = 32
-    while rows > 4 and programs * triton.cdiv(cell_rows, rows) < _PROGRAMS:
+    while rows > 4 and programs * cdiv(cell_rows, rows) < _PROGRAMS:
         rows //= 2
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -50,8 +51,11 @@ def dot_precision(device: torch.device, *dtypes: torch.dtype) -> str:
 
 def architecture(device: torch.device) -> str:
     """The device's architecture as the compiler calls it; the oldest served where there is no device (the interpreter)."""
-    if _architecture is not None:
-        return _architecture
+    return _architecture or _architecture_of(device)
+
+
+@functools.cache
+def _architecture_of(device: torch.device) -> str:
     if device.type != "cuda":
         return "sm_75"
     if torch.version.hip is not None:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from bilagrid.gpu._geometry import constant as constant_of
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._launch import RUNTIME, compute_dtype, constant, launch, needs_int64, strides, triton_dtype
+from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, constant, launch, needs_int64, strides, triton_dtype
 
 # BLOCK and the number of programs change the order of the sum, so they are not tuned.
 SUM_CONFIGS = [triton.Config({"BLOCK": 512}, num_warps=4)]
@@ -161,7 +161,7 @@ def total_variation(grid: torch.Tensor) -> torch.Tensor:
         return torch.zeros((), dtype=grid.dtype, device=grid.device)
     out = torch.empty((), dtype=grid.dtype, device=grid.device)
     dtype = compute_dtype(grid)
-    programs = min(triton.cdiv(grid.numel(), SUM_CONFIGS[0].kwargs["BLOCK"]), _PROGRAMS)
+    programs = min(cdiv(grid.numel(), SUM_CONFIGS[0].kwargs["BLOCK"]), _PROGRAMS)
     partial = torch.empty((3, programs), dtype=dtype, device=grid.device)
     batch, channels, depth, rows, columns = grid.shape
     launch(
@@ -203,7 +203,7 @@ def total_variation_bwd(grid: torch.Tensor) -> torch.Tensor:
     batch, channels, depth, rows, columns = grid.shape
     launch(
         _total_variation_bwd_kernel,
-        lambda meta: triton.cdiv(grid.numel(), meta["BLOCK"]),
+        lambda meta: cdiv(grid.numel(), meta["BLOCK"]),
         GRADIENT_CONFIGS,
         grid,
         grid_ptr=grid,

@@ -28,6 +28,24 @@ def override(backend: str) -> Iterator[None]:
         _cpu_backend = before
 
 
+_rehearsing = False
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Within it, operators on meta tensors go through the GPU's launchers, which must be recording, instead of through their fakes."""
+    global _rehearsing
+    before, _rehearsing = _rehearsing, True
+    try:
+        yield
+    finally:
+        _rehearsing = before
+
+
+def is_rehearsing() -> bool:
+    return _rehearsing
+
+
 def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
     """``function`` of ``bilagrid.cpu.<module>`` or ``bilagrid.gpu.<module>``, imported at the first call."""
     backend = _cpu_backend if device == "cpu" else "gpu"

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from bilagrid.ops import _checks
+from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
 
 # A wider Gaussian has more taps than any grid has nodes; a slip, or a job for a coarser grid.
@@ -57,8 +57,6 @@ _raw_blur = raw_operator("blur", "blur(Tensor grid, float[] sigma) -> Tensor", _
 
 
 class _Blur(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
         return _raw_blur(grid, sigma)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 import bilagrid.ops.splat as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._function import Function
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
 
 
@@ -97,8 +97,6 @@ _raw_slice_bwd_guide = raw_operator(
 
 
 class _Slice(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, dz: bool, lattice: Packed) -> Tensor:
         return _raw_slice(grid, guide, *raw(lattice), dz)
@@ -121,8 +119,6 @@ class _Slice(Function):
 
 
 class _SliceNormalized(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, lattice: Packed) -> Tensor:
         return _raw_slice_normalized(grid, guide, *raw(lattice))
@@ -147,8 +143,6 @@ class _SliceNormalized(Function):
 
 
 class _SliceBwdGuide(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, values: Tensor, homogeneous: bool, lattice: Packed) -> Tensor:
         return _raw_slice_bwd_guide(grid, guide, values, *raw(lattice), homogeneous)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._function import Function
 from bilagrid.ops._luma import LUMA, luma
 from bilagrid.ops._memory import empty_as
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
@@ -106,8 +106,6 @@ _raw_slice_apply_bwd_grid = raw_operator(
 
 
 class _SliceApply(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor, guide: Tensor | None, image: Tensor, offset: bool, lattice: Packed) -> Tensor:
         return _raw_slice_apply(grid, guide, image, *raw(lattice), offset)
@@ -132,8 +130,6 @@ class _SliceApply(Function):
 
 class _SliceApplyBwdPixels(Function):
     """The gradients by image and guide; differentiated once more they fall back on slice and splat."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -176,8 +172,6 @@ class _SliceApplyBwdPixels(Function):
 
 class _SliceApplyBwdGrid(Function):
     """The gradient by grid, ``splat(grad ⊗ [image; 1], guide)``; differentiated once more it falls back on slice."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 import bilagrid.ops.slice as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
 
@@ -74,8 +74,6 @@ _raw_splat = raw_operator(
 
 
 class _Splat(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(values: Tensor, guide: Tensor, dz: bool, homogeneous: bool, lattice: Packed) -> Tensor:
         return _raw_splat(values, guide, *raw(lattice), dz, homogeneous)

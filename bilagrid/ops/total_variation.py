@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from bilagrid.ops import _checks
+from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
 
 
@@ -72,8 +72,6 @@ _raw_total_variation_bwd = raw_operator(
 
 
 class _TotalVariation(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(grid: Tensor) -> Tensor:
         return _raw_total_variation(grid)
@@ -89,8 +87,6 @@ class _TotalVariation(Function):
 
 class _TotalVariationBwd(Function):
     """The gradient of total variation: linear in the grid and symmetric, so its own adjoint."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(grid: Tensor) -> Tensor:
