@@ -24,9 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from bilagrid.gpu import _launch, _regime, blur, slice, slice_apply, splat, total_variation
-from bilagrid.lattice import Lattice
+from bilagrid.gpu import _launch
+from bilagrid.gpu._configs import label
 from perf import disassembly
+from perf.uses import TILE_USES, USES, Use
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Row:
     """One kernel, compiled in one configuration for one target.
 
     Attributes:
+        case: the use that the kernel is compiled for, of `perf.uses`.
+        precision: torch's for matrix products.
         registers: of a thread; ``spills`` are bytes a thread (registers on AMD).
         shared_bytes: of a program; ``shared_limit`` is what one may have.
         unit: what the kernel goes through: pixels, nodes of a grid, or elements of what lies between them.
@@ -69,6 +72,7 @@ class Row:
     config: str
     target: str
     dtype: str
+    precision: str
     registers: int
     spills: int
     shared_bytes: int
@@ -79,98 +83,40 @@ class Row:
     l1_bytes_per_pixel: float
 
 
-@dataclass(frozen=True)
-class Case:
-    """A use of the operators whose kernels are compiled: ``run`` calls launchers on meta tensors."""
-
-    name: str
-    dtype: torch.dtype
-    run: Callable[[torch.dtype], None]
-
-
-def _empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _affine(dtype: torch.dtype, *, luma: bool, height: int = 1080, size: tuple[int, int, int] = (8, 16, 16)) -> None:
-    """`slice_apply` of 3 x 4 coefficients and its gradients, the grid in float32 as beside a half image."""
-    width = height * 16 // 9
-    lattice = Lattice.cell_centered(size, (height, width))
-    grid_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    grid = _empty(1, 12, *size, dtype=grid_dtype)
-    guide = None if luma else _empty(1, height, width, dtype=dtype)
-    image = _empty(1, 3, height, width, dtype=dtype)
-    grad = slice_apply.slice_apply(grid, guide, image, lattice, offset=True)
-    slice_apply.slice_apply_bwd_pixels(grid, guide, image, grad, lattice, offset=True)
-    slice_apply.slice_apply_bwd_grid(guide, image, grad, lattice, offset=True)
-
-
-def _features(dtype: torch.dtype) -> None:
-    """`splat` and `slice` of 12 channels with their derivatives by z."""
-    lattice = Lattice.cell_centered((8, 16, 16), (1080, 1920))
-    guide, values = _empty(1, 1080, 1920, dtype=dtype), _empty(1, 12, 1080, 1920, dtype=dtype)
-    for dz in (False, True):
-        slice.slice(splat.splat(values, guide, lattice, dz=dz).to(dtype), guide, lattice, dz=dz)
-    slice.slice_bwd_guide(_empty(1, 12, 8, 16, 16, dtype=dtype), guide, values, lattice)
-
-
-def _filter(dtype: torch.dtype) -> None:
-    """A gray bilateral filter, its gradient by the guide, and the regulariser."""
-    lattice = Lattice.half_pixel((16, 135, 240), (1080, 1920))
-    guide, values = _empty(1, 1080, 1920, dtype=dtype), _empty(1, 1, 1080, 1920, dtype=dtype)
-    grid = blur.blur(splat.splat(values, guide, lattice, homogeneous=True), (1.0, 1.0, 1.0))
-    slice.slice_normalized(grid, guide, lattice)
-    slice.slice(grid, guide, lattice)
-    slice.slice_bwd_guide(grid, guide, values, lattice, homogeneous=True)
-    total_variation.total_variation(grid)
-    total_variation.total_variation_bwd(grid)
-
-
-CASES = [
-    Case("slice_apply, 3x4, guide", torch.float32, lambda dtype: _affine(dtype, luma=False)),
-    Case("slice_apply, 3x4, guide", torch.float16, lambda dtype: _affine(dtype, luma=False)),
-    Case("slice_apply, 3x4, luma", torch.float32, lambda dtype: _affine(dtype, luma=True)),
-    Case("slice_apply, 3x4, fine", torch.float32, lambda dtype: _affine(dtype, luma=False, size=(8, 135, 240))),
-    Case("slice_apply, 3x4, int64", torch.float32, lambda dtype: _affine(dtype, luma=True, height=30240)),
-    Case("splat and slice, C=12, D=8", torch.float32, _features),
-    Case("splat and slice, C=12, D=8", torch.float16, _features),
-    Case("filter, C=2 homogeneous, D=16", torch.float32, _filter),
-    Case("filter, C=2 homogeneous, D=16", torch.float16, _filter),
-    Case("slice_apply, 3x4, guide", torch.float64, lambda dtype: _affine(dtype, luma=False)),
-]
-
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile, by its number in `CASES`, among the case's launches and among the launch's configurations."""
+    """What to compile: for a target, a use by its number, of its launches one, and of that launch's configurations one."""
 
     target: str
-    case: int
+    use: int
     launch: int
     config: int
 
 
-def jobs(targets: Sequence[str], *, safe_only: bool = False) -> list[Job]:
-    """What there is to compile: each variant of a kernel once, in its safe configuration or in all."""
+# Uses by their number: a function cannot be sent to another process, its place in a list can.
+_EVERY_USE = [*USES, *TILE_USES]
+
+
+def jobs(targets: Sequence[str], *, chosen_only: bool = False, tiles: bool = False) -> list[Job]:
+    """What there is to compile: each variant of a kernel once, in the configuration that it would be launched in; the others of its configurations for
+    the first use that launches it, or not at all."""
     found: dict[str, Job] = {}
     for target in targets:
-        for number, case in enumerate(CASES):
-            for i, launch in enumerate(_launches(case, target)):
-                for j, config in enumerate(launch.configs[: 1 if safe_only else None]):
-                    key = f"{target} {launch.kernel.__name__} {config} {_specialise(launch)}"
-                    found.setdefault(key, Job(target, number, i, j))
+        for number, use in enumerate(_EVERY_USE if tiles else USES):
+            for i, launch in enumerate(use.launches(target)):
+                name = f"{target} {launch.kernel.__name__}"
+                for j, config in enumerate(launch.configs):
+                    if config is launch.config:
+                        found.setdefault(f"{name} {config} {specialise(launch)}", Job(target, number, i, j))
+                    elif not chosen_only:
+                        found.setdefault(f"{name} {config}", Job(target, number, i, j))
     return list(found.values())
 
 
-def _launches(case: Case, target: str) -> list[_launch.Launch]:
-    with _regime.override(architecture=target), _launch.record() as launches:
-        case.run(case.dtype)
-    return launches
-
-
-def _specialise(launch: _launch.Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+def specialise(launch: _launch.Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
     """Signature, constants and attributes that Triton would give the launch: a 1 is a constant, and what 16 divides is said to be so."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -197,7 +143,7 @@ def _specialise(launch: _launch.Launch) -> tuple[dict[str, str], dict[str, Any],
 
 def compile_launch(launch: _launch.Launch, config: triton.Config, target: str) -> CompiledKernel:
     """A recorded launch compiled for a target."""
-    signature, constants, attributes = _specialise(launch)
+    signature, constants, attributes = specialise(launch)
     source = ASTSource(launch.kernel, signature, constants | config.kwargs, attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": _launch.FP_FUSION}
     return triton.compile(source, target=TARGETS[target].gpu, options=options)
@@ -270,15 +216,15 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         return Share("node", given["BLOCK"], given["grid_ptr"].numel(), True)
     if name == "_total_kernel":
         return Share("partial sum", given["BLOCK"], given["partial_ptr"].numel(), True)
-    loads = {
-        "_blur_kernel": 2 * given.get("radius", 0) + 1,
-        # Eight corners of the grid and a channel of the image or gradient for each coefficient.
-        "_slice_apply_fine_kernel": 9 * given.get("OUTPUTS", 0) * given.get("TERMS", 0),
-        "_slice_apply_bwd_pixels_fine_kernel": 9 * given.get("OUTPUTS", 0) * given.get("TERMS", 0),
-    }
-    unit = "pixel" if "guide_ptr" in given else "node"
-    elements = given.get("BLOCK", 1)
-    return Share(unit, elements, launch.programs * elements, False, loads.get(name, 0))
+    if "out_ptr" in given and "guide_ptr" not in given:
+        taps = sum(2 * value + 1 for key, value in given.items() if key.startswith("radius"))
+        elements = given["BLOCK"] if "BLOCK" in given else given["ROWS"] * given["COLUMNS"]
+        return Share("node", elements, given["out_ptr"].numel(), False, taps)
+    # The fine kernels read eight corners of the grid for each coefficient, and all but `slice` a channel of the image or gradient too.
+    coefficients = given["C"] if "C" in given else given["OUTPUTS"] * given["TERMS"]
+    loads = (8 if name == "_slice_fine_kernel" else 9) * coefficients if "_fine_" in name else 0
+    count = launch.programs * launch.configs[0].kwargs["BLOCK"]
+    return Share("pixel", given["BLOCK"], count, False, loads)
 
 
 def lanes(config: triton.Config, target: str) -> int:
@@ -288,24 +234,28 @@ def lanes(config: triton.Config, target: str) -> int:
 
 def measure(job: Job) -> Row:
     """Compile one job and look at what came out."""
-    case = CASES[job.case]
-    launch = _launches(case, job.target)[job.launch]
-    config = launch.configs[job.config]
-    compiled = compile_launch(launch, config, job.target)
+    use = _EVERY_USE[job.use]
+    launch = use.launches(job.target)[job.launch]
+    return measure_launch(use, launch, launch.configs[job.config], job.target)
+
+
+def measure_launch(use: Use, launch: _launch.Launch, config: triton.Config, target: str) -> Row:
+    """Compile a launch in one configuration and look at what came out."""
+    compiled = compile_launch(launch, config, target)
     registers, spills = _resources(compiled)
-    constants = " ".join(f"{name}={value}" for name, value in config.kwargs.items())
     program = disassembly.read(compiled)
-    dealt, threads = share(launch, config), lanes(config, job.target)
+    dealt, threads = share(launch, config), lanes(config, target)
     return Row(
-        case=case.name,
+        case=use.name,
         kernel=launch.kernel.__name__,
-        config=f"{constants} warps={config.num_warps} stages={config.num_stages}".strip(),
-        target=job.target,
-        dtype=str(case.dtype).removeprefix("torch."),
+        config=label(config),
+        target=target,
+        dtype=str(use.dtype).removeprefix("torch."),
+        precision=use.precision,
         registers=registers,
         spills=spills,
         shared_bytes=compiled.metadata.shared,
-        shared_limit=TARGETS[job.target].shared_limit,
+        shared_limit=TARGETS[target].shared_limit,
         unit=dealt.unit,
         instructions_per_pixel=dealt.each(program, threads),
         load_bits=max(program.whole.load_bits, default=0),
@@ -313,10 +263,10 @@ def measure(job: Job) -> Row:
     )
 
 
-def survey(targets: Sequence[str], *, safe_only: bool = False, workers: int | None = None) -> Iterator[Row]:
-    """Every variant of every kernel for ``targets``, in every configuration or only in the safe one."""
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        yield from pool.map(measure, jobs(targets, safe_only=safe_only))
+def survey(todo: Sequence[Job]) -> Iterator[Row]:
+    """The rows of some jobs, compiled side by side."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(measure, todo)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -324,22 +274,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures to compile for (all of them)"
     )
-    parser.add_argument("--safe", action="store_true", help="only each kernel's safe configuration")
+    parser.add_argument("--chosen", action="store_true", help="only the configurations that kernels are launched in")
+    parser.add_argument("--tiles", action="store_true", help="also grids of 4 to 64 planes and 1 to 32 channels")
     parser.add_argument("--json", action="store_true", help="a JSON list of objects in place of a table")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set, and an interpreted kernel cannot be compiled")
     fields = [field.name for field in dataclasses.fields(Row)]
-    total = len(jobs(chosen.target, safe_only=chosen.safe))
+    todo = jobs(chosen.target, chosen_only=chosen.chosen, tiles=chosen.tiles)
     if not chosen.json:
         print("\t".join(fields))
     rows = []
-    for row in survey(chosen.target, safe_only=chosen.safe):
+    for row in survey(todo):
         rows.append(dataclasses.asdict(row))
         if sys.stderr.isatty():
             print(
-                f"\r{len(rows)} of {total} compiled",
-                end="\n" if len(rows) == total else "",
+                f"\r{len(rows)} of {len(todo)} compiled",
+                end="\n" if len(rows) == len(todo) else "",
                 file=sys.stderr,
                 flush=True,
             )

@@ -39,10 +39,14 @@ def assert_fits(rows: list[dict[str, Any]]) -> None:
     assert not too_large, f"more shared memory than there is: {too_large}"
 
 
-def test_every_configuration_fits_sm_90() -> None:
-    rows = compile_for("sm_90")
-    assert_fits(rows)
-    kernels = {row["kernel"] for row in rows}
+@pytest.fixture(scope="module")
+def sm_90() -> list[dict[str, Any]]:
+    return compile_for("sm_90")
+
+
+def test_every_configuration_fits_sm_90(sm_90: list[dict[str, Any]]) -> None:
+    assert_fits(sm_90)
+    kernels = {row["kernel"] for row in sm_90}
     written = {
         line.split()[1].partition("(")[0]
         for file in (ROOT / "bilagrid" / "gpu").glob("*.py")
@@ -52,12 +56,43 @@ def test_every_configuration_fits_sm_90() -> None:
     assert kernels == written, "perf.static must compile every kernel there is"
 
 
+@pytest.mark.parametrize(
+    ("kernel", "precision", "most", "load_bits"),
+    [
+        ("_slice_apply_coarse_kernel", "highest", 190, 128),
+        ("_slice_apply_bwd_pixels_coarse_kernel", "highest", 300, 128),
+        ("_reduce_cells_kernel", "highest", 380, 32),
+        ("_reduce_cells_kernel", "high", 190, 32),
+    ],
+)
+def test_instructions_a_pixel_stay_within_budget(
+    sm_90: list[dict[str, Any]], kernel: str, precision: str, most: float, load_bits: int
+) -> None:
+    """`slice_apply` and its gradients in float32, a guide given, on a grid of 16 x 16 x 8 x 12."""
+    wanted = {"case": "slice_apply, 3x4, guide", "dtype": "float32", "kernel": kernel, "precision": precision}
+    rows = [row for row in sm_90 if wanted.items() <= row.items()]
+    assert rows
+    for row in rows:
+        assert row["unit"] == "pixel"
+        assert row["instructions_per_pixel"] <= most
+        assert row["load_bits"] == load_bits
+        assert row["spills"] == 0
+
+
 @pytest.mark.parametrize("target", QUICK)
-def test_safe_configurations_fit(target: str) -> None:
-    assert_fits(compile_for(target, "--safe"))
+def test_chosen_configurations_fit(target: str) -> None:
+    assert_fits(compile_for(target, "--chosen"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [name for name in TARGETS if name not in (*QUICK, "sm_90")])
-def test_safe_configurations_fit_elsewhere(target: str) -> None:
-    assert_fits(compile_for(target, "--safe"))
+def test_chosen_configurations_fit_elsewhere(target: str) -> None:
+    assert_fits(compile_for(target, "--chosen"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_90", "sm_80", "gfx942"])
+def test_products_stay_in_registers_for_any_planes_and_channels(target: str) -> None:
+    rows = compile_for(target, "--chosen", "--tiles")
+    assert_fits(rows)
+    assert {row["case"] for row in rows} >= {f"splat and slice, C={c}, D={d}, coarse" for c in (1, 32) for d in (4, 64)}

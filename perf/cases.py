@@ -1,0 +1,342 @@
+"""What is measured: every operator on every size, type, grid and guide, its inputs, and what it should come to by `perf.references`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import bilagrid
+from bilagrid import Lattice
+from perf import costs, references
+from perf.inputs import Draw, picture
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+RESOLUTIONS = {
+    "256": (256, 256),
+    "512": (512, 512),
+    "1080p": (1080, 1920),
+    "4k": (2160, 3840),
+    "8k": (4320, 7680),
+}
+DIRECTIONS = ("forward", "backward")
+
+CELL_CENTERED = "cell-centered"
+_LATTICES = {
+    CELL_CENTERED: Lattice.cell_centered,
+    "half-pixel": Lattice.half_pixel,
+    "corner-aligned": Lattice.corner_aligned,
+}
+
+SIGMA_COLOR = 0.1
+# The densities, along z and along y and x, that the filters use for sigmas up to 8 pixels.
+_NODES_Z, _NODES_YX = 1.25, 1.0
+_LARGEST_SIGMA = 8
+# The blur, in nodes, that is left once splat's and slice's tents have done theirs.
+_BLUR_Z, _BLUR_YX = (math.sqrt(nodes**2 - 1 / 3) for nodes in (_NODES_Z, _NODES_YX))
+_BLUR = (_BLUR_Z, _BLUR_YX, _BLUR_YX)
+
+# Total variation runs over as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
+_SCENE_NODES = 256 * 16 * 16 * 8
+# What gradients of a mean are multiplied by, as losses are where float16 would lose them.
+_LOSS_SCALE = 2.0**12
+_LOW = 4  # pixels of the large image to one of the small, an axis
+
+# Channels of float32 images, and of grids, that an operator's inputs, results, gradients and what the graph keeps come to.
+_PLANES, _GRIDS = 64, 48
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """A grid by name: ``16x16x8`` is Gw x Gh x D whatever the image, ``sigma8`` has a node every 8 pixels, as a filter's grid has.
+
+    ``kind`` names the constructor of `Lattice` that lays a fixed grid on the image.
+    """
+
+    name: str
+    fixed: tuple[int, int, int] | None = None
+    sigma: float = 0.0
+    kind: str = CELL_CENTERED
+
+    @classmethod
+    def parse(cls, name: str) -> GridSpec:
+        """Raises ValueError where the name is neither."""
+        if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name):
+            columns, rows, depth = map(int, match.groups())
+            return cls(name, (depth, rows, columns))
+        if match := re.fullmatch(r"sigma(\d+(?:\.\d+)?)", name):
+            sigma = float(match[1])
+            if not 1 <= sigma <= _LARGEST_SIGMA:
+                raise ValueError(
+                    f"sigma must be 1 to {_LARGEST_SIGMA} pixels (wider filters use a grid as fine), got {name}"
+                )
+            return cls(name, None, sigma)
+        raise ValueError(f"a grid is GWxGHxD, such as 16x16x8, or a filter's, such as sigma8; got {name}")
+
+    def lattice(self, image: tuple[int, int]) -> Lattice:
+        if self.fixed is not None:
+            return _LATTICES[self.kind](self.fixed, image)
+        return Lattice.from_sigma(self.sigma, SIGMA_COLOR, image, nodes_per_sigma=(_NODES_Z, _NODES_YX, _NODES_YX))[0]
+
+    @property
+    def channels(self) -> int:
+        """Of the grid itself: the coefficients of a colour map, or in a filter's grid a value and its weight."""
+        return 12 if self.fixed is not None else 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an operator in one direction on one input. ``image`` is (H, W), or (0, 0) where there is none; ``guide`` is ``"none"`` where none is read."""
+
+    operator: str
+    direction: str
+    guide: str
+    dtype: str
+    image: tuple[int, int]
+    grid: str
+
+    def __str__(self) -> str:
+        size = f"{self.image[0]}x{self.image[1]}" if self.image[0] else "no image"
+        guide = "" if self.guide == "none" else f", {self.guide}"
+        return f"{self.operator} {self.direction}, {size}, {self.grid}, {self.dtype}{guide}"
+
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case's tensors, and what is done with them: by us, and by the reference in float64."""
+
+    tensors: Tensors
+    run: Callable[[Tensors], Tensor]
+    reference: Callable[[Tensors], Tensor]
+    sizes: costs.Sizes
+    grid_size: tuple[int, int, int]
+
+    def leaves(self) -> Tensors:
+        """The same tensors, to be differentiated by."""
+        return {name: tensor.detach().requires_grad_() for name, tensor in self.tensors.items()}
+
+
+def problem(case: Case, device: torch.device, *, kind: str = CELL_CENTERED) -> Problem:
+    """The case's inputs on ``device``, a fixed grid on a lattice of some ``kind``."""
+    draw, dtype, spec = Draw.on(device), DTYPES[case.dtype], replace(GridSpec.parse(case.grid), kind=kind)
+    return _BUILDERS[case.operator](case, spec, draw, dtype)
+
+
+def _pixels(case: Case, spec: GridSpec, draw: Draw) -> tuple[Tensor, Tensor, Lattice]:
+    """Image and guide in float32, and the lattice."""
+    image = picture(case.guide, *case.image, draw.device)
+    guide = draw.uniform(1, *case.image) if case.guide == "random" else references.luma(image)
+    return image, guide, spec.lattice(case.image)
+
+
+def _sizes(
+    lattice: Lattice, tensors: Tensors, *, image: str | None, grid: int, channels: int, **more: int
+) -> costs.Sizes:
+    pixels = 0 if image is None else tensors[image].shape[-1] * tensors[image].shape[-2]
+    item = next(iter(tensors.values())).element_size() if image is None else tensors[image].element_size()
+    nodes = math.prod(lattice.size) * (tensors["grid"].shape[0] if "grid" in tensors else 1)
+    return costs.Sizes(pixels, channels, item, nodes, grid, **more)
+
+
+def _splat(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    _, guide, lattice = _pixels(case, spec, draw)
+    tensors = {"values": draw.normal(1, spec.channels, *case.image).to(dtype), "guide": guide.to(dtype)}
+    return Problem(
+        tensors,
+        lambda t: bilagrid.splat(t["values"], t["guide"], lattice.size, lattice=lattice),
+        lambda t: references.splat(t["values"], t["guide"], lattice),
+        _sizes(lattice, tensors, image="guide", grid=4, channels=spec.channels),
+        lattice.size,
+    )
+
+
+def _slice(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    _, guide, lattice = _pixels(case, spec, draw)
+    tensors = {"grid": draw.normal(1, spec.channels, *lattice.size).to(dtype), "guide": guide.to(dtype)}
+    return Problem(
+        tensors,
+        lambda t: bilagrid.slice(t["grid"], t["guide"], lattice=lattice),
+        lambda t: references.slice(t["grid"], t["guide"], lattice),
+        _sizes(lattice, tensors, image="guide", grid=dtype.itemsize, channels=spec.channels),
+        lattice.size,
+    )
+
+
+def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    """The grid in float32 beside a half image, as networks and splatting have it."""
+    image, guide, lattice = _pixels(case, spec, draw)
+    fused = case.operator.endswith("luma")
+    tensors = {"grid": draw.normal(1, 12, *lattice.size), "image": image.to(dtype)}
+    if not fused:
+        tensors["guide"] = guide.to(dtype)
+    return Problem(
+        tensors,
+        lambda t: bilagrid.slice_apply(t["grid"], t.get("guide"), t["image"], lattice=lattice),
+        lambda t: references.slice_apply(
+            t["grid"], references.luma(t["image"]) if fused else t["guide"], t["image"], lattice
+        ),
+        _sizes(lattice, tensors, image="image", grid=4, channels=3),
+        lattice.size,
+    )
+
+
+def _grid_alone(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    """`blur` and `total_variation`."""
+    lattice = spec.lattice(case.image if case.image[0] else (1, 1))
+    batch = 1 if case.image[0] else max(_SCENE_NODES // math.prod(lattice.size), 1)
+    tensors = {"grid": draw.normal(batch, spec.channels, *lattice.size).to(dtype)}
+    blurred = case.operator == "blur"
+    return Problem(
+        tensors,
+        lambda t: bilagrid.blur(t["grid"], _BLUR) if blurred else bilagrid.total_variation(t["grid"]),
+        lambda t: references.blur(t["grid"], _BLUR) if blurred else references.total_variation(t["grid"]),
+        _sizes(lattice, tensors, image=None, grid=dtype.itemsize, channels=spec.channels, taps=costs.taps(_BLUR)),
+        lattice.size,
+    )
+
+
+def _bilateral_filter(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    image, _, lattice = _pixels(case, spec, draw)
+    colour = case.operator.endswith("colour")
+    tensors = {"image": (image if colour else image[:, :1]).to(dtype)}
+
+    def reference(t: Tensors) -> Tensor:
+        guide = _rounded_luma(t["image"], dtype) if colour else t["image"][:, 0]
+        return references.bilateral_filter(t["image"], guide, lattice, _BLUR)
+
+    return Problem(
+        tensors,
+        lambda t: bilagrid.bilateral_filter(
+            t["image"], sigma_space=spec.sigma, sigma_color=SIGMA_COLOR, guide_range=(0.0, 1.0)
+        ),
+        reference,
+        _sizes(lattice, tensors, image="image", grid=4, channels=3 if colour else 1, taps=costs.taps(_BLUR)),
+        lattice.size,
+    )
+
+
+def _rounded_luma(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Luma as the filters compute it, in the image's own type, with the derivative of the exact one."""
+    exact = references.luma(image)
+    return exact + (references.luma(image.detach().to(dtype)).to(exact.dtype) - exact).detach()
+
+
+def _joint_bilateral_upsample(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    image, guide, _ = _pixels(case, spec, draw)
+    small = (max(case.image[0] // _LOW, 1), max(case.image[1] // _LOW, 1))
+    lattice = spec.lattice(small)
+    tensors = {
+        "low": interpolate(image, size=small, mode="area").to(dtype),
+        "guide_low": interpolate(guide[:, None], size=small, mode="area")[:, 0].to(dtype),
+        "guide_high": guide.to(dtype),
+    }
+    return Problem(
+        tensors,
+        lambda t: bilagrid.joint_bilateral_upsample(
+            t["low"],
+            t["guide_low"],
+            t["guide_high"],
+            sigma_space=spec.sigma,
+            sigma_color=SIGMA_COLOR,
+            guide_range=(0.0, 1.0),
+        ),
+        lambda t: references.joint_bilateral_upsample(t["low"], t["guide_low"], t["guide_high"], lattice, _BLUR),
+        replace(
+            _sizes(lattice, tensors, image="guide_high", grid=4, channels=3, taps=costs.taps(_BLUR)),
+            low_pixels=math.prod(small),
+        ),
+        lattice.size,
+    )
+
+
+_Builder = Callable[[Case, GridSpec, Draw, torch.dtype], Problem]
+
+_BUILDERS: dict[str, _Builder] = {
+    "splat": _splat,
+    "blur": _grid_alone,
+    "slice": _slice,
+    "slice_apply": _slice_apply,
+    "slice_apply_luma": _slice_apply,
+    "total_variation": _grid_alone,
+    "bilateral_filter_gray": _bilateral_filter,
+    "bilateral_filter_colour": _bilateral_filter,
+    "joint_bilateral_upsample": _joint_bilateral_upsample,
+}
+OPERATORS = tuple(_BUILDERS)
+
+
+def cost(case: Case, sizes: costs.Sizes) -> costs.Cost:
+    """What the case has to do at the least."""
+    return costs.cost(case.operator.removesuffix("_gray").removesuffix("_colour"), case.direction, sizes)
+
+
+def memory(case: Case) -> int:
+    """Bytes, rather too many than too few, that the case's tensors take while it is timed."""
+    pixels = math.prod(case.image)
+    nodes = math.prod(GridSpec.parse(case.grid).lattice(case.image if pixels else (1, 1)).size)
+    return 4 * (_PLANES * pixels + _GRIDS * max(nodes, _SCENE_NODES))
+
+
+def cases(
+    operators: Sequence[str],
+    directions: Sequence[str],
+    resolutions: Sequence[tuple[int, int]],
+    dtypes: Sequence[str],
+    grids: Sequence[GridSpec],
+    guides: Sequence[str],
+) -> list[Case]:
+    """All combinations that mean something, small images first."""
+    found: dict[Case, None] = {}
+    for image in sorted(resolutions, key=math.prod):
+        for dtype in dtypes:
+            for operator in operators:
+                for spec in grids:
+                    for guide in guides:
+                        for direction in directions:
+                            if case := _sensible(Case(operator, direction, guide, dtype, image, spec.name), spec):
+                                found[case] = None
+    return list(found)
+
+
+def _sensible(case: Case, spec: GridSpec) -> Case | None:
+    """The case, without what its operator does not read; None where nobody would use the operator with such a grid."""
+    filters = case.operator.startswith(("bilateral_filter", "joint_bilateral_upsample", "blur"))
+    maps = case.operator.startswith(("slice_apply", "total_variation"))
+    if (filters and spec.fixed is not None) or (maps and spec.fixed is None):
+        return None
+    if case.operator == "blur":
+        return replace(case, guide="none")
+    if case.operator == "total_variation":
+        return replace(case, guide="none", image=(0, 0))
+    return case
+
+
+def incoming(out: Tensor) -> Tensor:
+    """A gradient to begin with, which lies in memory as the output does."""
+    grad = Draw.on(out.device).normal(*out.shape)
+    return torch.empty_like(out).copy_(grad if out.ndim else grad * _LOSS_SCALE)
+
+
+def work(case: Case, problem: Problem) -> Callable[[], object]:
+    """What is timed: the operator, or its gradients by all tensors, any number of times."""
+    if case.direction == "forward":
+        return lambda: problem.run(problem.tensors)
+    leaves = problem.leaves()
+    out = problem.run(leaves)
+    grad = incoming(out)
+    return lambda: torch.autograd.grad(out, list(leaves.values()), grad, retain_graph=True)
+
+
+def step(problem: Problem) -> Callable[[], object]:
+    """What is timed where forward and backward are taken together, any number of times."""
+    leaves = problem.leaves()
+    grad = incoming(problem.run(leaves))
+    return lambda: torch.autograd.grad(problem.run(leaves), list(leaves.values()), grad)

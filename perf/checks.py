@@ -1,0 +1,88 @@
+"""What is right before it is timed: an operator beside `perf.references`, or any two ways to do the same beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from perf import cases
+from perf.cases import Case, Problem
+
+# Rows of the image, and grids of many, that are checked. The width is that of the image that is timed, because it decides which kernels run.
+_CHECKED_ROWS, _CHECKED_BATCH = 8, 16
+
+# Of the largest magnitude. float32 sums thousands of terms; half types are rounded at the end, and filters round their luma too.
+TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+# Gradients by a guide jump where its grid coordinate is a whole number, and rounding may put a pixel on the other side: so few may.
+_KINKS = 1e-4
+
+OUTPUT = "the output"
+
+
+class WrongResultError(Exception):
+    """An operator's result is not the reference's."""
+
+
+def check(case: Case, device: torch.device, *, kind: str = cases.CELL_CENTERED) -> None:
+    """Compares output and gradients with the reference's, in the case's own width and a few rows; raises `WrongResultError` where they differ."""
+    rows = min(case.image[0], _CHECKED_ROWS)
+    small = cases.problem(replace(case, image=(rows, case.image[1])), device, kind=kind)
+    small = replace(small, tensors={name: tensor[:_CHECKED_BATCH] for name, tensor in small.tensors.items()})
+    exact = replace(
+        small, tensors={name: tensor.double() for name, tensor in small.tensors.items()}, run=small.reference
+    )
+
+    def near(what: str, actual: Tensor, expected: Tensor) -> None:
+        close(f"{case}: {what}", actual, expected, TOLERANCE[case.dtype], kinks=what != OUTPUT)
+
+    compare(small, exact, near, gradients=case.direction == "backward")
+
+
+def compare(
+    actual: Problem, expected: Problem, near: Callable[[str, Tensor, Tensor], None], *, gradients: bool
+) -> None:
+    """Hands ``near`` the output and, where asked for, the gradient by each tensor, of two ways to do the same: what it is, the one and the other."""
+    ours, theirs = actual.leaves(), expected.leaves()
+    with torch.set_grad_enabled(gradients):
+        out, right = actual.run(ours), expected.run(theirs)
+    near(OUTPUT, out.detach(), right.detach())
+    if not gradients:
+        return
+    grad = cases.incoming(out)
+    found = torch.autograd.grad(out, list(ours.values()), grad)
+    wanted = torch.autograd.grad(right, list(theirs.values()), grad.to(right.dtype))
+    for name, one, other in zip(ours, found, wanted, strict=True):
+        near(f"the gradient by {name}", one, other)
+
+
+def close(
+    what: str, actual: Tensor, expected: Tensor, tolerance: float, *, kinks: bool, of: str = "the reference's"
+) -> None:
+    """Raises `WrongResultError` where the two differ by more than ``tolerance`` of the largest value, but for a few values where there are ``kinks``."""
+    _same_shape(what, actual, expected, of)
+    error = (actual.double() - expected.double()).abs() / expected.double().abs().max().clamp(min=1e-30)
+    off = ~(error <= tolerance)
+    if off.sum().item() > (_KINKS * off.numel() if kinks else 0):
+        raise WrongResultError(
+            f"{what} differs from {of} in {int(off.sum())} of {off.numel()} values, by up to {error.max().item():.2g} of its largest; "
+            f"{tolerance:g} is allowed"
+        )
+
+
+def similar(what: str, actual: Tensor, expected: Tensor, least: float, *, of: str) -> None:
+    """Raises `WrongResultError` where the mean squared difference is not ``least`` dB below the square of the largest value."""
+    _same_shape(what, actual, expected, of)
+    expected = expected.double()
+    error = (actual.double() - expected).square().mean() / expected.square().max().clamp(min=1e-30)
+    psnr = -10 * math.log10(max(error.item(), 1e-30))
+    if not psnr >= least:
+        raise WrongResultError(f"{what} comes to {psnr:.1f} dB of {of}; at least {least:g} dB are wanted")
+
+
+def _same_shape(what: str, actual: Tensor, expected: Tensor, of: str) -> None:
+    if actual.shape != expected.shape:
+        raise WrongResultError(f"{what} has shape {tuple(actual.shape)}, {of} is {tuple(expected.shape)}")

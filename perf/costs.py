@@ -1,0 +1,151 @@
+"""What each operator has to do at the least: the bytes it must move, and its arithmetic.
+
+**Bytes**: every input read once and every output written once, in its own type. What stays in a cache if the machine does its best is not counted: the row
+tables and partial sums of a kernel, and a filter's grid, which is small beside its image. A filter reads its image twice, to splat and to slice, since no
+pixel can be written before all are read. A backward pass gives the gradients to all tensors.
+
+**Arithmetic**: additions and multiplications, each one, of the formulas as printed: 24 for a pixel's three coordinates and eight weights, 16 for a channel
+read from eight nodes or added to them. Kernels may need fewer (the rows of an image share their interpolation in y) or, for indices, more instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_WEIGHTS = 24
+_CORNERS = 16
+_LUMA = 5
+# Three differences, their squares and sums; for the gradient two differences an axis, weighted.
+_VARIATION = 9
+_VARIATION_BACKWARD = 15
+
+_COLOURS = 3
+_COEFFICIENTS = 12
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the costs depend on.
+
+    Attributes:
+        pixels: of the image, the batch included; ``low_pixels`` of the small image where there is one.
+        channels: of image or values, or of the grid where there is no image.
+        item: bytes of a value in the image and guide.
+        nodes: of the grid, the batch included and the channels not.
+        grid_item: bytes of a value in the grid.
+        taps: of the blur's three Gaussians together.
+    """
+
+    pixels: int
+    channels: int
+    item: int
+    nodes: int
+    grid_item: int
+    low_pixels: int = 0
+    taps: int = 0
+
+    @property
+    def plane(self) -> int:
+        """Bytes of one channel of the image."""
+        return self.pixels * self.item
+
+    @property
+    def low_plane(self) -> int:
+        """Bytes of one channel of the small image."""
+        return self.low_pixels * self.item
+
+    @property
+    def grid(self) -> int:
+        """Bytes of the grid."""
+        return self.nodes * self.channels * self.grid_item
+
+    @property
+    def coefficients(self) -> int:
+        """Bytes of a grid of 3 x 4 coefficients."""
+        return self.nodes * _COEFFICIENTS * self.grid_item
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that must move, and floating-point operations."""
+
+    bytes: int
+    flops: int
+
+
+def taps(sigma: tuple[float, float, float]) -> int:
+    """Taps of Gaussians of ``sigma`` nodes, together."""
+    return sum(2 * math.ceil(3 * deviation) + 1 for deviation in sigma)
+
+
+def _blur_flops(s: Sizes, channels: int) -> int:
+    return 2 * s.taps * s.nodes * channels
+
+
+def _filter_flops(s: Sizes) -> int:
+    channels = s.channels + 1
+    splat = (s.low_pixels or s.pixels) * (_WEIGHTS + _CORNERS * channels)
+    return splat + _blur_flops(s, channels) + s.pixels * (_WEIGHTS + _CORNERS * channels + s.channels)
+
+
+_APPLY = _WEIGHTS + _CORNERS * _COEFFICIENTS + 2 * _COEFFICIENTS
+# Slices for the image's and the guide's gradients, each met with the incoming one, and the sum for the grid's.
+_APPLY_BACKWARD = _WEIGHTS + 3 * _CORNERS * _COEFFICIENTS + 5 * _COEFFICIENTS
+
+_COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
+    # Reads values and guide, writes the grid.
+    ("splat", "forward"): lambda s: (
+        s.plane * (s.channels + 1) + s.grid,
+        s.pixels * (_WEIGHTS + _CORNERS * s.channels),
+    ),
+    # Reads the grid's gradient, values and guide, writes the gradients of values and guide.
+    ("splat", "backward"): lambda s: (
+        s.grid + 2 * s.plane * (s.channels + 1),
+        s.pixels * (_WEIGHTS + (2 * _CORNERS + 2) * s.channels),
+    ),
+    ("blur", "forward"): lambda s: (2 * s.grid, _blur_flops(s, s.channels)),
+    ("blur", "backward"): lambda s: (2 * s.grid, _blur_flops(s, s.channels)),
+    # Reads grid and guide, writes the values.
+    ("slice", "forward"): lambda s: (
+        s.grid + s.plane * (1 + s.channels),
+        s.pixels * (_WEIGHTS + _CORNERS * s.channels),
+    ),
+    # Reads grid, guide and the incoming gradient, writes the gradients of grid and guide.
+    ("slice", "backward"): lambda s: (
+        2 * s.grid + s.plane * (2 + s.channels),
+        s.pixels * (_WEIGHTS + (2 * _CORNERS + 2) * s.channels),
+    ),
+    # Reads grid, guide and image, writes an image: 28 bytes a pixel of float32 beside the grid.
+    ("slice_apply", "forward"): lambda s: (s.coefficients + s.plane * 7, s.pixels * _APPLY),
+    # Reads grid, guide, image and the incoming gradient, writes three gradients: 44 bytes.
+    ("slice_apply", "backward"): lambda s: (2 * s.coefficients + s.plane * 11, s.pixels * _APPLY_BACKWARD),
+    # Without a guide to read: 24 bytes forward, 36 backward.
+    ("slice_apply_luma", "forward"): lambda s: (s.coefficients + s.plane * 6, s.pixels * (_APPLY + _LUMA)),
+    ("slice_apply_luma", "backward"): lambda s: (
+        2 * s.coefficients + s.plane * 9,
+        s.pixels * (_APPLY_BACKWARD + 2 * _LUMA),
+    ),
+    ("total_variation", "forward"): lambda s: (s.grid, s.nodes * s.channels * _VARIATION),
+    ("total_variation", "backward"): lambda s: (2 * s.grid, s.nodes * s.channels * _VARIATION_BACKWARD),
+    # Reads the image to splat and again to slice, writes it: 12 bytes a gray float32 pixel.
+    ("bilateral_filter", "forward"): lambda s: (3 * s.plane * s.channels, _filter_flops(s)),
+    # Reads image and incoming gradient to splat and again to slice, writes the image's gradient.
+    ("bilateral_filter", "backward"): lambda s: (5 * s.plane * s.channels, 2 * _filter_flops(s)),
+    # Reads the small image with its guide, and the large guide; writes the large image.
+    ("joint_bilateral_upsample", "forward"): lambda s: (
+        s.low_plane * (s.channels + 1) + s.plane * (1 + s.channels),
+        _filter_flops(s),
+    ),
+    # Reads the same and the incoming gradient, writes the gradients of all three.
+    ("joint_bilateral_upsample", "backward"): lambda s: (
+        2 * s.low_plane * (s.channels + 1) + s.plane * (2 + s.channels),
+        2 * _filter_flops(s),
+    ),
+}
+
+
+def cost(operator: str, direction: str, sizes: Sizes) -> Cost:
+    """The cost of an operator, ``"forward"`` or ``"backward"``."""
+    return Cost(*_COSTS[operator, direction](sizes))

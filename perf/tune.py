@@ -1,0 +1,227 @@
+"""The table of configurations that ships with the package: ``python -m perf.tune`` on a GPU, ``python -m perf.tune --predict sm_90 ...`` without one.
+
+On a GPU every configuration of every kernel is timed, for each use, in images of several sizes. Without one, configurations are ranked by what the
+compiler says of them, for launches large enough to fill a GPU; for small ones that says nothing, and the safe configuration stays.
+
+The rule, for each kernel, dtype and size class: a configuration costs what it takes relative to the safe one (time, or predicted instructions), on average
+over uses; the first listed within 3 % of the cheapest is chosen. Predicted ones that spill, want more shared memory than there is, or so many registers that
+a multiprocessor would hold fewer than 16 warps, are not.
+
+The choices of the architectures at hand replace theirs in the table; the rows that justify them go to a CSV file beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bilagrid.gpu import _configs, _regime, _table
+from bilagrid.gpu._launch import Launch
+from perf import static
+from perf.uses import USES, Use
+
+_ROOT = Path(__file__).parents[1]
+
+# Heights of the images: those of a network's input, of a photograph on a screen, and of one that fills a large GPU.
+_HEIGHTS = (256, 1080, 2160)
+
+_MARGIN = 1.03
+
+# A multiprocessor has 64 Ki registers: with more of them a thread, fewer than 16 warps find room.
+_MOST_REGISTERS = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one configuration of one launch costs.
+
+    Attributes:
+        device: the GPU measured on, or "none".
+        cost: microseconds, the median of several launches, or predicted instructions a pixel or node, as ``unit`` says.
+        low, high: the 20th and 80th percentile of what was measured.
+        eligible: whether it may be chosen.
+        chosen: whether the table takes it.
+    """
+
+    architecture: str
+    device: str
+    source: str
+    kernel: str
+    dtype: str
+    size_class: str
+    use: str
+    height: int
+    config: str
+    cost: float
+    low: float
+    high: float
+    unit: str
+    registers: int | None = None
+    spills: int | None = None
+    eligible: bool = True
+    chosen: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.architecture, self.kernel, self.dtype, self.size_class
+
+
+def choose(rows: Sequence[Row]) -> list[Row]:
+    """The rows, of which those of the chosen configurations say so."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.key].append(row)
+    chosen = {key: _cheapest(group) for key, group in groups.items()}
+    return [replace(row, chosen=row.config == chosen[row.key]) for row in rows]
+
+
+def _cheapest(rows: Sequence[Row]) -> str:
+    """The configuration that the rule takes; ``rows`` list the safe one of each use first."""
+    safe: dict[tuple[str, int], float] = {}
+    ratios: dict[str, list[float]] = defaultdict(list)
+    refused = {row.config for row in rows if not row.eligible}
+    for row in rows:
+        ratios[row.config].append(row.cost / safe.setdefault((row.use, row.height), row.cost))
+    costs = {config: statistics.fmean(each) for config, each in ratios.items() if config not in refused}
+    if not costs:
+        return rows[0].config
+    return next(config for config, cost in costs.items() if cost <= min(costs.values()) * _MARGIN)
+
+
+def predict(architecture: str) -> Iterator[Row]:
+    """Rows by what the compiler says, for the first use of each kernel and dtype."""
+    seen = set()
+    for use in _at_heights((_HEIGHTS[-1],)):
+        for launch in use.launches(architecture):
+            about = _about(use, launch)
+            variant = launch.kernel.__name__, launch.dtype
+            if len(launch.configs) == 1 or about["size_class"] == "few" or variant in seen:
+                continue
+            seen.add(variant)
+            for config in launch.configs:
+                found = static.measure_launch(use, launch, config, architecture)
+                fits = found.shared_bytes <= found.shared_limit and found.registers <= _MOST_REGISTERS
+                yield Row(
+                    architecture=architecture,
+                    device="none",
+                    source="predicted",
+                    **about,
+                    config=found.config,
+                    cost=found.instructions_per_pixel,
+                    low=found.instructions_per_pixel,
+                    high=found.instructions_per_pixel,
+                    unit=f"instructions a {found.unit}",
+                    registers=found.registers,
+                    spills=found.spills,
+                    eligible=fits and not found.spills,
+                )
+
+
+def measure() -> Iterator[Row]:
+    """Rows by what the current GPU takes, for every use and height."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    architecture = _regime.architecture(device)
+    for use in _at_heights(_HEIGHTS):
+        for launch in use.launches(architecture, str(device)):
+            for config in launch.configs if len(launch.configs) > 1 else []:
+                milliseconds = triton.testing.do_bench(
+                    lambda launch=launch, config=config: launch.make(config), quantiles=[0.2, 0.5, 0.8]
+                )
+                low, median, high = (1e3 * each for each in milliseconds)
+                yield Row(
+                    architecture=architecture,
+                    device=torch.cuda.get_device_name(device),
+                    source="measured",
+                    **_about(use, launch),
+                    config=_configs.label(config),
+                    cost=median,
+                    low=low,
+                    high=high,
+                    unit="microseconds",
+                )
+
+
+def _at_heights(heights: Sequence[int]) -> Iterator[Use]:
+    for use in USES:
+        if use.height == Use.height:
+            yield from (replace(use, height=height) for height in heights)
+
+
+def _about(use: Use, launch: Launch) -> dict[str, Any]:
+    """What a row says of a launch: its kernel, the classes of dtype and size that the table knows it by, and its use."""
+    return {
+        "kernel": launch.kernel.__name__,
+        "dtype": _configs.dtype_class(launch.dtype),
+        "size_class": _configs.size_class(launch.programs),
+        "use": use.name,
+        "height": use.height,
+    }
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Replace the choices of the rows' architectures in the table: those that are not a kernel's first configuration."""
+    safe = {row.key: row.config for row in reversed(rows)}
+    tuned = {row.architecture for row in rows}
+    entries = {key: config for key, config in _table.CHOSEN.items() if key[0] not in tuned}
+    entries |= {row.key: row.config for row in rows if row.chosen and row.config != safe[row.key]}
+    lines = [f"    {_quoted(key)}: {_quoted(config)}," for key, config in sorted(entries.items())]
+    body = "\n".join(["{", *lines, "}"]) if lines else "{}"
+    path.write_text(f'"""{_table.__doc__}"""\n\nCHOSEN: dict[tuple[str, str, str, str], str] = {body}\n')
+
+
+def _quoted(value: str | tuple[str, ...]) -> str:
+    return f"({', '.join(map(_quoted, value))})" if isinstance(value, tuple) else f'"{value}"'
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m perf.tune", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--predict", nargs="+", choices=static.TARGETS, metavar="ARCH", help="rank for architectures that are not here"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the rows (perf/results/static, or by the GPU's name)")
+    parser.add_argument("--table", type=Path, default=Path(_table.__file__), help="the table to rewrite")
+    given = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set, and an interpreted kernel cannot be compiled")
+    if given.predict is None and not torch.cuda.is_available():
+        parser.error("there is no GPU here: --predict ARCH ranks configurations without one")
+    source = (row for name in given.predict for row in predict(name)) if given.predict else measure()
+    rows = []
+    for row in source:
+        rows.append(row)
+        if sys.stderr.isatty():
+            print(f"\r{len(rows)} configurations", end="", file=sys.stderr, flush=True)
+    rows = choose(rows)
+    name = "static" if given.predict else rows[0].device.lower().replace(" ", "-")
+    folder = given.out or _ROOT / "perf" / "results" / name
+    write_rows(rows, folder / "configurations.csv")
+    write_table(rows, given.table)
+    for row in rows:
+        if row.chosen:
+            print(
+                f"{row.architecture} {row.kernel} {row.dtype} {row.size_class}: {row.config}, {row.cost:g} {row.unit}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The uses of the operators whose kernels are compiled (`perf.static`) and tuned (`perf.tune`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from bilagrid.gpu import _launch, _regime, blur, slice, slice_apply, splat, total_variation
+from bilagrid.lattice import Lattice
+
+
+@dataclass(frozen=True)
+class Use:
+    """A use of the operators: ``run`` calls launchers on tensors of a dtype, on a device, with images of a height.
+
+    ``precision`` is torch's for matrix products, "highest" or "high".
+    """
+
+    name: str
+    dtype: torch.dtype
+    run: Callable[[torch.dtype, str, int], None]
+    precision: str = "highest"
+    height: int = 1080
+
+    def launches(self, architecture: str, device: str = "meta") -> list[_launch.Launch]:
+        """What the use launches on an architecture, recorded."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.precision)
+        try:
+            with _regime.override(architecture=architecture), _launch.record() as launches:
+                self.run(self.dtype, device, self.height)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return launches
+
+
+def _pixels(dtype: torch.dtype, device: str, channels: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A guide and values of 16:9, random where there is memory for them."""
+    width = height * 16 // 9
+    guide = torch.rand((1, height, width), dtype=dtype, device=device)
+    return guide, torch.rand((1, channels, height, width), dtype=dtype, device=device)
+
+
+def _affine(
+    dtype: torch.dtype,
+    device: str,
+    height: int,
+    *,
+    luma: bool = False,
+    depth: int = 8,
+    pixels_a_cell: int | None = None,
+) -> None:
+    """`slice_apply` of 3 x 4 coefficients and its gradients, the grid in float32 as beside a half image: 16 x 16 cells, or cells of so many pixels."""
+    guide, image = _pixels(dtype, device, 3, height)
+    cells = (16, 16) if pixels_a_cell is None else (height // pixels_a_cell, image.shape[3] // pixels_a_cell)
+    lattice = Lattice.cell_centered((depth, *cells), (height, image.shape[3]))
+    grid_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    grid = torch.rand((1, 12, *lattice.size), dtype=grid_dtype, device=device)
+    given = None if luma else guide
+    grad = slice_apply.slice_apply(grid, given, image, lattice, offset=True)
+    slice_apply.slice_apply_bwd_pixels(grid, given, image, grad, lattice, offset=True)
+    slice_apply.slice_apply_bwd_grid(given, image, grad, lattice, offset=True)
+
+
+def _features(dtype: torch.dtype, device: str, height: int, *, channels: int = 12, depth: int = 8) -> None:
+    """`splat` and `slice` with the guide's gradient."""
+    guide, values = _pixels(dtype, device, channels, height)
+    lattice = Lattice.cell_centered((depth, 16, 16), (height, values.shape[3]))
+    grid = splat.splat(values, guide, lattice).to(dtype)
+    slice.slice(grid, guide, lattice)
+    slice.slice_bwd_guide(grid, guide, values, lattice)
+
+
+def _derivatives(dtype: torch.dtype, device: str, height: int) -> None:
+    """`splat` and `slice` differentiated by z."""
+    guide, values = _pixels(dtype, device, 12, height)
+    lattice = Lattice.cell_centered((8, 16, 16), (height, values.shape[3]))
+    slice.slice(splat.splat(values, guide, lattice, dz=True).to(dtype), guide, lattice, dz=True)
+
+
+def _regularised(dtype: torch.dtype, device: str, height: int) -> None:
+    """A grid of coefficients, smoothed, and the regulariser."""
+    grid = torch.rand((1, 12, 8, 16, 16), dtype=dtype, device=device)
+    blur.blur(grid, (1.0, 1.0, 1.0))
+    total_variation.total_variation(grid)
+    total_variation.total_variation_bwd(grid)
+
+
+def _filter(dtype: torch.dtype, device: str, height: int) -> None:
+    """A gray bilateral filter and its gradient by the guide."""
+    guide, values = _pixels(dtype, device, 1, height)
+    lattice = Lattice.half_pixel((16, height // 8, values.shape[3] // 8), (height, values.shape[3]))
+    grid = blur.blur(splat.splat(values, guide, lattice, homogeneous=True), (1.0, 1.0, 1.0))
+    slice.slice_normalized(grid, guide, lattice)
+    slice.slice(grid, guide, lattice)
+    slice.slice_bwd_guide(grid, guide, values, lattice, homogeneous=True)
+
+
+USES = [
+    Use("slice_apply, 3x4, guide", torch.float32, _affine),
+    Use("slice_apply, 3x4, guide", torch.float32, _affine, precision="high"),
+    Use("slice_apply, 3x4, guide", torch.float16, _affine),
+    Use("slice_apply, 3x4, luma", torch.float32, partial(_affine, luma=True)),
+    Use("slice_apply, 3x4, fine", torch.float32, partial(_affine, pixels_a_cell=8)),
+    Use("slice_apply, 3x4, int64", torch.float32, partial(_affine, luma=True), height=30240),
+    Use("splat and slice, C=12, D=8", torch.float32, _features),
+    Use("splat and slice, C=12, D=8", torch.float16, _features),
+    Use("splat and slice by z, C=12, D=8", torch.float32, _derivatives),
+    Use("blur and total variation, C=12, D=8", torch.float32, _regularised),
+    Use("filter, C=2 homogeneous, D=16", torch.float32, _filter),
+    Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
+    Use("slice_apply, 3x4, guide", torch.float64, _affine),
+]
+
+
+def _tile_use(channels: int, depth: int, regime: _regime.Regime) -> Use:
+    def run(dtype: torch.dtype, device: str, height: int) -> None:
+        with _regime.override(regime=regime):
+            _features(dtype, device, height, channels=channels, depth=depth)
+
+    return Use(f"splat and slice, C={channels}, D={depth}, {regime}", torch.float32, run)
+
+
+_DEPTHS = (4, 8, 16, 32, 64)
+
+# Every tiling of the products and every loop over channels: their kernels must stay in registers whatever the grid's channels and planes.
+TILE_USES = [
+    *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
+    *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),
+]
