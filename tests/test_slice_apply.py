@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bilagrid
-from tests.helpers import COARSE, FINE_BLOCKS, TOLERANCE, Problem, assert_near, device_of, numpy64, problems, strided
+from tests.helpers import (
+    COARSE,
+    FINE_BLOCKS,
+    TOLERANCE,
+    Problem,
+    assert_near,
+    device_of,
+    numpy64,
+    problems,
+    strided,
+)
 from tests.reference import lattice as reference_lattice
 from tests.reference import slice_apply as expected
 
@@ -110,3 +120,29 @@ def test_nan_in_the_guide_stays_at_its_pixel(backend: str) -> None:
     assert by_grid.isfinite().all()
     assert by_guide.isnan().sum() == 1
     assert by_image.isnan().sum() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("use_luma", [True, False])
+def test_second_gradients_of_half_types(dtype: torch.dtype, use_luma: bool) -> None:
+    """As those of the same numbers in float64: luma and products are rounded at the end alone."""
+    draw = torch.Generator().manual_seed(0)
+    size = (8, 2, 2)
+    image = torch.rand(2, 3, 31, 33, generator=draw).to(dtype)
+    guide = torch.rand(2, 31, 33, generator=draw).to(dtype)
+    grid = torch.randn(2, 12, *size, generator=draw).to(dtype)
+    outward = torch.randn(image.shape, generator=draw).to(dtype)
+    if use_luma:
+        # Rounded to a half type, luma would leave its cell at some of these pixels; as the kernels have it, at none.
+        outward *= off_kinks(image.double(), reference_lattice.cell_centered(size, (31, 33))).to(dtype)
+
+    def second(dtype: torch.dtype) -> list[Tensor]:
+        given = [t.to(dtype).requires_grad_() for t in (grid, guide, image)]
+        leaves = [given[0], given[2]] if use_luma else given
+        out = bilagrid.slice_apply(given[0], None if use_luma else given[1], given[2])
+        first = torch.autograd.grad(out, leaves, outward.to(dtype), create_graph=True)
+        weights = [torch.linspace(-1, 1, t.numel(), dtype=torch.float64).view(t.shape).to(t.dtype) for t in first]
+        return list(torch.autograd.grad(first, leaves, weights))
+
+    for found, wanted in zip(second(dtype), second(torch.float64), strict=True):
+        assert_near(found, wanted)

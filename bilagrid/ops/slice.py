@@ -10,6 +10,7 @@ from torch import Tensor
 import bilagrid.ops.splat as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
 
@@ -132,7 +133,7 @@ class _SliceNormalized(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grid, guide, output = ctx.saved_tensors
         lattice = unpack(ctx.lattice, grid)
-        by_numerator = grad / slice_(grid[:, -1:], guide, lattice)
+        by_numerator = widened(grad) / slice_(widened(grid[:, -1:]), guide, lattice)
         by_sliced = torch.cat([by_numerator, -(by_numerator * output).sum(1, keepdim=True)], 1)
         by_grid = by_guide = None
         if ctx.needs_input_grad[0]:
@@ -156,12 +157,12 @@ class _SliceBwdGuide(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grid, guide, values = ctx.saved_tensors
         lattice = unpack(ctx.lattice, grid)
-        by_sum = (lattice.scale[0] * grad).unsqueeze(1)
+        by_sum = (lattice.scale[0] * widened(grad)).unsqueeze(1)
         by_grid = by_values = None
         if ctx.needs_input_grad[0]:
             products = by_sum * values
             if ctx.homogeneous:
-                products = torch.cat([products, by_sum.to(products.dtype)], 1)
+                products = torch.cat([products, by_sum], 1)
             by_grid = adjoint.splat_(products, guide, lattice, True).to(grid.dtype)
         if ctx.needs_input_grad[2]:
             by_values = (by_sum * slice_(grid[:, : values.shape[1]], guide, lattice, True)).to(values.dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import LUMA, luma
 from bilagrid.ops._memory import empty_as
@@ -145,12 +146,12 @@ class _SliceApplyBwdPixels(Function):
     @staticmethod
     def backward(ctx: Any, by_image: Tensor, *rest: Tensor) -> tuple[Any, ...]:
         """With u and v the incoming gradients, those of ``sum_p grad^T (A u + scale_z v A' [image; 1])``, A' the slice of dw/dz."""
-        grid, guide, image, grad = ctx.saved_tensors
+        given = ctx.saved_tensors
+        grid, image, grad, by_image = map(widened, (given[0], *given[2:], by_image))
         lattice = unpack(ctx.lattice, grid)
-        fused = guide is None
-        if fused:
-            guide = luma(image)
-        by_guide = luma(by_image) if fused else rest[0]
+        fused = given[1] is None
+        guide = luma(image) if fused else given[1]
+        by_guide = luma(by_image) if fused else widened(rest[0])
         along = (by_guide * lattice.scale[0]).unsqueeze(1)
         direction = _terms(by_image, ctx.offset, 0)
         pixel = _terms(image, ctx.offset, 1)
@@ -166,7 +167,7 @@ class _SliceApplyBwdPixels(Function):
             grad_image, grad_guide = grad_image + _by_luma(grad_guide), None
         else:
             grad_guide = grad_guide.to(guide.dtype)
-        grads = grad_grid.to(grid.dtype), grad_guide, grad_image.to(image.dtype), grad_grad.to(grad.dtype)
+        grads = grad_grid.to(given[0].dtype), grad_guide, grad_image.to(given[2].dtype), grad_grad.to(given[3].dtype)
         return *grads, None, None
 
 
