@@ -1,0 +1,76 @@
+"""How `perf.tune` chooses, and that what it writes is what it read."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bilagrid.gpu import _configs, _table
+from perf import tune
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(config: str, cost: float, use: str = "a use", **more: Any) -> tune.Row:
+    about = {"architecture": "sm_90", "device": "none", "source": "predicted", "kernel": "_kernel", "dtype": "float32"}
+    given = about | {"size_class": "many", "use": use, "height": 1080, "low": cost, "high": cost, "unit": "us"} | more
+    return tune.Row(config=config, cost=cost, **given)
+
+
+def chosen(*rows: tune.Row) -> set[str]:
+    return {each.config for each in tune.choose(rows) if each.chosen}
+
+
+def test_the_cheapest_is_chosen_and_the_first_of_equals() -> None:
+    assert chosen(row("safe", 100), row("other", 90), row("third", 89)) == {"other"}
+    assert chosen(row("safe", 100), row("other", 98)) == {"safe"}
+
+
+def test_uses_count_alike_whatever_they_take() -> None:
+    long = [row("safe", 1000, "long"), row("other", 1010, "long")]
+    short = [row("safe", 10, "short"), row("other", 8, "short")]
+    assert chosen(*long, *short) == {"other"}
+
+
+def test_what_spills_is_not_chosen() -> None:
+    assert chosen(row("safe", 100), row("other", 50, eligible=False)) == {"safe"}
+    assert chosen(row("safe", 100, eligible=False), row("other", 120)) == {"other"}
+    assert chosen(row("safe", 100, eligible=False)) == {"safe"}
+
+
+def test_dtypes_and_sizes_are_chosen_for_by_themselves() -> None:
+    rows = [row("safe", 1), row("other", 2), row("safe", 2, dtype="half"), row("other", 1, dtype="half")]
+    assert [each.config for each in tune.choose(rows) if each.chosen] == ["safe", "other"]
+
+
+def test_only_the_tuned_architectures_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {("sm_80", "_kernel", "half", "few"): "kept", ("sm_90", "_kernel", "half", "few"): "forgotten"}
+    monkeypatch.setattr(_table, "CHOSEN", before)
+    path = tmp_path / "table.py"
+    tune.write_table(tune.choose([row("safe", 2), row("other", 1), row("safe", 1, dtype="half")]), path)
+    scope: dict[str, Any] = {}
+    exec(path.read_text(), scope)
+    assert scope["CHOSEN"] == {
+        ("sm_80", "_kernel", "half", "few"): "kept",
+        ("sm_90", "_kernel", "float32", "many"): "other",
+    }
+
+
+def test_committed_rows_justify_the_table() -> None:
+    rows = [line for path in (ROOT / "perf" / "results").glob("*/configurations.csv") for line in _read(path)]
+    justified = {
+        (r["architecture"], r["kernel"], r["dtype"], r["size_class"], r["config"])
+        for r in rows
+        if r["chosen"] == "True"
+    }
+    assert {(*key, config) for key, config in _configs.CHOSEN.items()} <= justified
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
