@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 
-import bilagrid
-from bilagrid.filters import filter_lattice
+def _interrupted() -> int:
+    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr)
+    return 130
 
+
+# Loading these takes seconds, in which a user may change their mind.
 try:
-    import tyro
-    from tqdm import tqdm
+    import numpy as np
+    import torch
 
-    from bilagrid import images
-except ImportError:
-    _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
-    print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
-    sys.exit(2)
+    import bilagrid
+    from bilagrid.filters import filter_lattice
+
+    try:
+        import tyro
+        from tqdm import tqdm
+
+        from bilagrid import images
+    except ImportError:
+        _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
+        print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
+        sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(_interrupted())
 
 _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IN ... OUT]")]
-_File = Annotated[Path, tyro.conf.Positional]
+_High = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HIGH")]
+_LowIn = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_IN")]
+_LowOut = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_OUT")]
+_Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 class _RefusalError(Exception):
@@ -79,17 +93,16 @@ def filter_(
     if len(paths) == 1:
         raise _RefusalError(f"OUT is missing: filter {paths[0]} OUT")
     jobs = _jobs(paths[:-1], paths[-1])
-    for source, target in jobs:
-        images.check_target(target, images.probe(source))
+    _refuse_same([*(source for source, _ in jobs), *([guide] if guide else [])], [target for _, target in jobs])
     todo = _unwritten(jobs, overwrite, skip_existing)
-    for _, target in jobs:
-        _refuse_same([*(source for source, _ in jobs), *([guide] if guide else [])], target)
     guide_picture = None if guide is None else images.read(guide)
 
+    single = len(jobs) == 1 and not paths[0].is_dir()
     failures = []
     for source, target in tqdm(todo, unit="picture", disable=None if len(todo) > 1 else True):
         try:
             picture = images.read(source)
+            images.check_target(target, picture.spec)
             if guide_picture is not None and guide_picture.size != picture.size:
                 raise _RefusalError(
                     f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}"
@@ -98,23 +111,21 @@ def filter_(
             target.parent.mkdir(parents=True, exist_ok=True)
             images.write(target, smooth, picture, alpha=picture.alpha)
         except (images.ImageError, _RefusalError, ValueError, OSError) as error:
-            if len(todo) == 1:
+            if single:
                 raise
-            failures.append(str(error))
-    print(
-        f"wrote {todo[0][1]}"
-        if len(jobs) == 1 and todo
-        else f"wrote {len(todo) - len(failures)} of {len(jobs)} pictures"
-    )
+            named = isinstance(error, (images.ImageError, _RefusalError))
+            failures.append(str(error) if named else f"{source}: {error}")
+    done = len(todo) - len(failures)
+    print(f"wrote {todo[0][1]}" if single and done else f"wrote {done} of {_count(len(jobs), 'picture')}")
     if failures:
         raise _RefusalError("\nbilagrid: ".join(failures))
 
 
 def upsample(
-    high: _File,
-    low_in: _File,
-    low_out: _File,
-    out: _File,
+    high: _High,
+    low_in: _LowIn,
+    low_out: _LowOut,
+    out: _Out,
     *,
     method: Literal["jbu"] = "jbu",
     sigma_space: float = 1.0,
@@ -145,7 +156,7 @@ def upsample(
     for source in sources:
         images.probe(source)
     _check_file(out)
-    _refuse_same(sources, out)
+    _refuse_same(sources, [out])
     _unwritten([(low_out, out)], overwrite, False)
     large, small, edited = (images.read(source) for source in sources)
     images.check_target(out, edited.spec)
@@ -181,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except KeyboardInterrupt:
-        print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr)
-        return 130
+        return _interrupted()
     except (images.ImageError, _RefusalError, ValueError, OverflowError, OSError) as error:
         print(f"bilagrid: {error}", file=sys.stderr)
         return 2
@@ -204,6 +214,8 @@ def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> Non
     target, comparison = Path("coffee_filtered.png"), Path("coffee_before_after.png")
     _unwritten([(source, target), (source, comparison)], overwrite, False)
     picture = images.read(source)
+    for path in (target, comparison):
+        images.check_target(path, picture.spec)
     began = time.perf_counter()
     smooth, _ = _smooth(picture, None, sigma_space, sigma_color)
     first = time.perf_counter() - began
@@ -245,17 +257,19 @@ def _jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             if not pictures:
                 raise _RefusalError(f"{source}: holds no {' '.join(images.SUFFIXES)} files")
             if len(pictures) < len(inside):
-                print(f"{source}: {len(inside) - len(pictures)} other files are left out", file=sys.stderr)
+                others = len(inside) - len(pictures)
+                left = f"{_count(others, 'other file')} {'is' if others == 1 else 'are'} left out"
+                print(f"{source}: {left}", file=sys.stderr)
             files += pictures
         else:
             files.append(source)
     if len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
         _check_file(out)
         return [(sources[0], out)]
-    if out.exists() and not out.is_dir():
-        raise _RefusalError(f"{out}: must be a folder to hold {len(files)} pictures, is a file")
+    if os.path.lexists(out) and not out.is_dir():
+        raise _RefusalError(f"{out}: must be a folder to hold {_count(len(files), 'picture')}, is none")
     if not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
-        raise _RefusalError(f"{out}: must be a folder to hold {len(files)} pictures, has the name of a file")
+        raise _RefusalError(f"{out}: must be a folder to hold {_count(len(files), 'picture')}, has the name of a file")
     jobs = [(file, out / file.name) for file in files]
     seen: dict[Path, Path] = {}
     for source, target in jobs:
@@ -273,20 +287,41 @@ def _check_file(out: Path) -> None:
 
 
 def _unwritten(jobs: list[tuple[Path, Path]], overwrite: bool, skip_existing: bool) -> list[tuple[Path, Path]]:
-    existing = [target for _, target in jobs if target.exists()]
+    # A link that leads nowhere exists too.
+    existing = [target for _, target in jobs if os.path.lexists(target)]
+    one = len(existing) == 1
     if existing and skip_existing:
-        print(f"{len(existing)} files exist and are left as they are", file=sys.stderr)
+        left = "exists and is left as it is" if one else "exist and are left as they are"
+        print(f"{_count(len(existing), 'file')} {left}", file=sys.stderr)
         return [job for job in jobs if job[1] not in existing]
     if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise _RefusalError(f"{existing[0]}{more} exists; --overwrite replaces it")
+        what = (
+            "exists; --overwrite replaces it"
+            if one
+            else f"and {len(existing) - 1} more exist; --overwrite replaces them"
+        )
+        raise _RefusalError(f"{existing[0]} {what}")
     return jobs
 
 
-def _refuse_same(sources: Sequence[Path], target: Path) -> None:
-    for source in sources:
-        if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
+def _refuse_same(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    taken = {identity for source in sources for identity in _identities(source)}
+    for target in targets:
+        if not taken.isdisjoint(_identities(target)):
             raise _RefusalError(f"{target}: is an input, choose another name to write to")
+
+
+def _identities(path: Path) -> list[object]:
+    """What two names of one file have in common: where it lies, and, for hard links, its number."""
+    where = os.path.normcase(os.path.realpath(path))
+    if not path.exists():
+        return [where]
+    status = path.stat()
+    return [where, (status.st_dev, status.st_ino)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_sigmas(sigma_space: float, sigma_color: float) -> None:

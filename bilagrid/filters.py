@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.lattice import Lattice
-from bilagrid.ops import _checks
+from bilagrid.ops import _backend, _checks
 from bilagrid.ops._luma import luma
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_, slice_normalized_
@@ -18,9 +18,16 @@ from bilagrid.ops.splat import splat_
 # A tent's variance, in nodes squared, is 1/6; splat and slice each blur by one.
 _TENT_VARIANCE = 1 / 3
 
-# Cells are at least so fine: wide sigmas then cost what narrow ones do, and come closer to the exact filter.
-_LEAST_CELLS = 12  # over the guide's range
-_LARGEST_CELL = 8.0  # pixels
+# Nodes a sigma along y and x, at the least: one is within 50 dB of the exact filter on a regular texture, this within 53.
+_LEAST_DENSITY = 1.1
+
+# Wide sigmas get finer cells than they need, which cost no more than those of narrow ones.
+_LEAST_CELLS = 14  # over the guide's range
+_LARGEST_CELL = 8.0  # pixels, unless that is more than so many nodes a sigma:
+_AMPLE_DENSITY = 2.0
+
+# More nodes a sigma than this are a slip.
+_LARGEST_DENSITY = 100.0
 
 # Joint upsampling's share of the plain bilinear result: it decides only where no low-resolution pixel of a like guide value is near.
 _UPSAMPLE_PRIOR = 1e-5
@@ -47,17 +54,18 @@ def bilateral_filter(
             make the cross (joint) filter.
         sigma_space: standard deviation in pixels.
         sigma_color: standard deviation in units of the guide.
-        guide_range: least and greatest guide value; values beyond are filtered as if at the border. None measures the guide: the one host synchronisation.
-        nodes_per_sigma: least number of grid nodes a sigma along ``(z, y, x)``, 0.58 or more; more is closer to the exact filter and slower. Wide
-            sigmas get more by themselves: cells of at most 8 pixels, and at least 12 over the guide's range.
+        guide_range: least and greatest guide value; those beyond it are filtered as if they were all a little farther out than its ends. None measures
+            the guide, over the whole batch: the one host synchronisation, not to be had under vmap, torch.export or ``torch.compile(fullgraph=True)``.
+        nodes_per_sigma: least number of grid nodes a sigma along ``(z, y, x)``, from 0.58 to 100; more is closer to the exact filter and slower. There
+            are at least 1.1 along y and x, 2 or as many as make cells of 8 pixels for wide sigmas, and at least 14 cells over the guide's range.
 
     Returns:
         ``(N, C, H, W)`` in the image's dtype.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes that do not fit, no guide for an image of 2 or more than 3 channels, a sigma that is not positive, a guide that is not finite when
-            its range is measured, or sigmas so small that the grid would not fit in memory, with the size it would need.
+        ValueError: shapes that do not fit, no guide for an image of 2 or more than 3 channels, a sigma that is not positive, a guide that is not finite or
+            cannot be looked at when its range is to be measured, or sigmas so small that the grid would not fit in memory, with the size it would need.
 
     Gradients: to image and guide, of any order in reverse mode; a measured range is taken as a constant. Deterministic.
 
@@ -70,7 +78,7 @@ def bilateral_filter(
         >>> bool((smooth[..., 32] - smooth[..., 31]).min() > 0.9)
         True
     """
-    _checks.tensors(image=image, guide=guide)
+    _checks.tensors(image=image, optional=guide)
     _checks.rank("image", image, "(N, C, H, W)")
     if guide is None:
         guide = _own_guide("image", image)
@@ -139,7 +147,7 @@ def joint_bilateral_upsample(
     lattice, sigma = filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     _refuse_too_large(lattice, low)
     grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
-    sliced = slice_(grid, guide_high, _at_size(lattice, guide_high.shape[1], guide_high.shape[2]))
+    sliced = slice_(grid, guide_high, lattice.resize((guide_high.shape[1], guide_high.shape[2])))
     prior = torch.nn.functional.interpolate(low.to(sliced.dtype), size=guide_high.shape[1:], mode="bilinear")
     weighted, weight = sliced[:, :-1], sliced[:, -1:]
     return ((weighted + _UPSAMPLE_PRIOR * prior) / (weight + _UPSAMPLE_PRIOR)).to(low.dtype)
@@ -163,23 +171,27 @@ def filter_lattice(
     nodes_per_sigma: tuple[float, float, float] = (1.25, 1.0, 1.0),
 ) -> tuple[Lattice, tuple[float, float, float]]:
     """The lattice that a filter uses, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
-    if any(nodes**2 < _TENT_VARIANCE for nodes in nodes_per_sigma):
+    least = math.sqrt(_TENT_VARIANCE)
+    along_z, along_y, along_x = _checks.numbers("nodes_per_sigma", "(z, y, x)", nodes_per_sigma)
+    if not all(least <= nodes <= _LARGEST_DENSITY for nodes in (along_z, along_y, along_x)):
         raise ValueError(
-            f"nodes_per_sigma must be at least {math.sqrt(_TENT_VARIANCE):.3f} each, below which the tents alone blur by more than sigma, got {nodes_per_sigma}"
+            f"nodes_per_sigma must be from {least:.3f}, below which the tents alone blur by more than sigma, to {_LARGEST_DENSITY:.0f} each, "
+            f"got {nodes_per_sigma}"
         )
+    sigma_space, sigma_color = _checks.number("sigma_space", sigma_space), _checks.number("sigma_color", sigma_color)
     if guide_range is None:
         guide_range = _measure("guide", guide)
-    height, width = guide.shape[1:]
-    along_z, along_y, along_x = nodes_per_sigma
-    extent = guide_range[1] - guide_range[0]
-    if 0 < sigma_color < extent:
-        along_z = max(along_z, _LEAST_CELLS * sigma_color / extent)
-    finest = sigma_space / _LARGEST_CELL
-    nodes_per_sigma = along_z, max(along_y, finest), max(along_x, finest)
+    low, high = _checks.numbers("guide_range", "(least, greatest)", guide_range)
+    if 0 < sigma_color < high - low:
+        along_z = max(along_z, _LEAST_CELLS * sigma_color / (high - low))
+    finest = max(_LEAST_DENSITY, min(sigma_space / _LARGEST_CELL, _AMPLE_DENSITY))
+    along = (along_z, max(along_y, finest), max(along_x, finest))
+    along_z, along_y, along_x = (_checks.number("nodes_per_sigma", nodes) for nodes in along)
+    density = along_z, along_y, along_x
     lattice, _ = Lattice.from_sigma(
-        sigma_space, sigma_color, (height, width), guide_range=guide_range, nodes_per_sigma=nodes_per_sigma
+        sigma_space, sigma_color, (guide.shape[1], guide.shape[2]), guide_range=(low, high), nodes_per_sigma=density
     )
-    z, y, x = (math.sqrt(max(nodes**2 - _TENT_VARIANCE, 0.0)) for nodes in nodes_per_sigma)
+    z, y, x = (math.sqrt(max(nodes**2 - _TENT_VARIANCE, 0.0)) for nodes in density)
     return lattice, (z, y, x)
 
 
@@ -187,7 +199,9 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     """Least and greatest value; a batch of none spans nothing."""
     if guide.numel() == 0:
         return 0.0, 0.0
-    least, greatest = torch.stack(guide.detach().aminmax()).tolist()
+    if guide.is_meta or (not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(guide)):
+        raise ValueError(f"guide_range must be given where {name} cannot be looked at, as under vmap, got None")
+    least, greatest = _backend.extent(guide.detach())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(
             f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range"
@@ -195,27 +209,12 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     return least, greatest
 
 
-def _at_size(lattice: Lattice, height: int, width: int) -> Lattice:
-    """The same grid seen by an image of another size that covers the same area."""
-    scale_z, scale_y, scale_x, anchor_z, anchor_y, anchor_x = lattice.steps
-    ratio_y, ratio_x = lattice.image_size[0] / height, lattice.image_size[1] / width
-    steps = (
-        scale_z,
-        scale_y * ratio_y,
-        scale_x * ratio_x,
-        anchor_z,
-        anchor_y + scale_y * (ratio_y - 1) / 2,
-        anchor_x + scale_x * (ratio_x - 1) / 2,
-    )
-    return Lattice(lattice.kind, lattice.size, (height, width), (0, 0), steps)
-
-
 def _refuse_too_large(lattice: Lattice, values: Tensor) -> None:
     """The grid, before and after its blur, must fit in the memory of its device."""
-    depth, rows, columns = lattice.size
-    needed = 2 * values.shape[0] * (values.shape[1] + 1) * depth * rows * columns * max(values.element_size(), 4)
     if torch.compiler.is_compiling():
         return
+    nodes = math.prod(map(float, lattice.size))
+    needed = 2 * values.shape[0] * (values.shape[1] + 1) * max(values.element_size(), 4) * nodes
     if values.is_cuda:
         available = torch.cuda.get_device_properties(values.device).total_memory
     elif hasattr(os, "sysconf"):
@@ -224,6 +223,7 @@ def _refuse_too_large(lattice: Lattice, values: Tensor) -> None:
         return
     if needed > available:
         raise ValueError(
-            f"sigma_space and sigma_color need a grid of (D, Gh, Gw) = {tuple(lattice.size)}, {needed / 2**30:.1f} GiB with its blurred copy, and the "
-            f"{values.device.type} has {available / 2**30:.1f} GiB: raise sigma_space for smaller Gh and Gw, sigma_color for smaller D"
+            f"sigma_space and sigma_color need a grid of (D, Gh, Gw) = ({', '.join(f'{extent:.6g}' for extent in lattice.size)}), "
+            f"{needed / 2**30:.3g} GiB with its blurred copy, and the {values.device.type} has {available / 2**30:.3g} GiB: raise sigma_space for smaller "
+            "Gh and Gw, sigma_color for smaller D"
         )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import stat
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,9 @@ except ImportError as error:
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _JPEG = (".jpg", ".jpeg")
 _JPEG_QUALITY = 95
+_FORMATS = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".jpg": "jpeg", ".jpeg": "jpeg"}
+# OpenImageIO writes to names only; here a name can stand for memory.
+_MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
 # EXIF orientation to the array operation that sets the picture upright.
 _UPRIGHT = {
@@ -104,6 +111,8 @@ def check_target(path: Path, spec: Any) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ImageError(f"{path}: unknown output format '{path.suffix}', expected one of {' '.join(SUFFIXES)}")
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path}: is not a file, choose another name to write to")
     if suffix in _JPEG and spec.alpha_channel >= 0:
         raise ImageError(f"{path}: JPEG has no alpha channel, choose PNG or TIFF")
     if str(spec.format) == "float" and suffix not in (".tif", ".tiff"):
@@ -121,33 +130,102 @@ def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | 
     if alpha is not None:
         values = np.concatenate([values, alpha if alpha.dtype == dtype else _quantised(_scaled(alpha), dtype)], axis=2)
     spec = _spec(values, like.spec, jpeg=suffix in _JPEG, has_alpha=alpha is not None)
-    handle, name = tempfile.mkstemp(suffix=suffix, prefix=f".{path.stem}-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        _encode(temporary, spec, values)
-        if hasattr(os, "umask"):
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-        with temporary.open("rb+") as file:
+        _replace(Path(os.path.realpath(path)), _encode(path, spec, values))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Puts `data` at `target`; a file that was there keeps its mode."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    # Not made of the target's name, which may already be as long as a name can be.
+    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
+    file = open(  # noqa: SIM115 -- it is closed below, before it is moved
+        temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
+    )
+    try:
+        with file:
+            if mode is not None:
+                temporary.chmod(mode)
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def _encode(path: Path, spec: Any, values: np.ndarray) -> None:
-    file = oiio.ImageOutput.create(str(path))
+def _encode(path: Path, spec: Any, values: np.ndarray) -> bytes:
+    """The bytes of the whole file, or an `ImageError`.
+
+    Nothing is encoded into a file that is kept: OpenImageIO does not report every short write, and libjpeg ends the process at one.
+    """
+    kind = _FORMATS[path.suffix.lower()]
+    with _sink(kind) as (name, data):
+        fault = _emit(name, kind, spec, values)
+    encoded = bytes(data)
+    if not fault and not _whole(encoded, kind):
+        fault = "the encoded picture has no end; is there room for it, and no limit on the size of files (ulimit -f)?"
+    if fault:
+        raise ImageError(f"{path}: cannot be written: {_one_line(fault)}")
+    return encoded
+
+
+@contextlib.contextmanager
+def _sink(kind: str) -> Iterator[tuple[str, bytearray]]:
+    """A name to write to, and the bytes that were written, complete when the context ends."""
+    data = bytearray()
+    if not _MEMORY:
+        with tempfile.TemporaryDirectory(prefix="bilagrid-") as folder:
+            name = Path(folder, f"picture.{kind}")
+            yield str(name), data
+            data += name.read_bytes() if name.exists() else b""
+    elif kind == "tiff":
+        # Its writer goes back and forth.
+        number = os.memfd_create("bilagrid")
+        with open(number, "rb") as file:
+            yield f"/proc/self/fd/{number}", data
+            data += file.read()
+    else:
+        # Unlike a file in memory, a pipe has no size to be limited.
+        out, number = os.pipe()
+
+        def drain() -> None:
+            with open(out, "rb") as file:
+                data.extend(file.read())
+
+        reader = threading.Thread(target=drain, daemon=True)
+        reader.start()
+        try:
+            yield f"/proc/self/fd/{number}", data
+        finally:
+            os.close(number)
+        reader.join()
+
+
+def _emit(name: str, kind: str, spec: Any, values: np.ndarray) -> str:
+    """Writes the file `name`; returns what went wrong, as far as OpenImageIO says."""
+    file = oiio.ImageOutput.create(kind)
     if file is None:
-        raise ImageError(f"{path}: cannot be written: {_one_line(oiio.geterror())}")
+        return oiio.geterror() or "unknown format"
     try:
-        done = file.open(str(path), spec) and file.write_image(np.ascontiguousarray(values))
+        done = file.open(name, spec) and file.write_image(np.ascontiguousarray(values))
     finally:
         closed = file.close()
     if not (done and closed):
-        raise ImageError(f"{path}: cannot be written: {_one_line(file.geterror())}")
+        return file.geterror() or "the encoder stopped"
+    # The directory of a TIFF comes last, and the writer does not say when it is missing.
+    if kind == "tiff" and oiio.ImageInput.open(name) is None:
+        return f"the encoded picture cannot be read again: {oiio.geterror()}"
+    return ""
+
+
+def _whole(data: bytes, kind: str) -> bool:
+    if kind == "png":
+        return data[-8:-4] == b"IEND"
+    return kind != "jpeg" or (_jpeg_complete(data) and data.endswith(b"\xff\xd9"))
 
 
 def _open(path: Path) -> Any:
@@ -166,6 +244,10 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     spec.alpha_channel = channels - 1 if has_alpha else -1
     for name in ("oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):
         spec.erase_attribute(name)
+    profile = source.getattribute("ICCProfile")
+    # CMYK is decoded to RGB, which its profile does not describe.
+    if profile is not None and bytes(profile)[16:20] != (b"RGB " if channels - has_alpha == 3 else b"GRAY"):
+        spec.erase_attribute("ICCProfile")
     if source.get_int_attribute("Orientation", 1) != 1:
         spec.attribute("Orientation", 1)
     for name, extent in (("Exif:PixelXDimension", width), ("Exif:PixelYDimension", height)):

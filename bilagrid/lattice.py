@@ -10,6 +10,9 @@ __all__ = ["Lattice"]
 # Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
 _SIGMA_PADDING = 1
 
+_KINDS = ("cell_centered", "half_pixel", "corner_aligned", "sigma")
+_LARGEST_EXTENT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -28,6 +31,7 @@ class Lattice:
         image_size: pixels ``(H, W)`` of the whole image.
         origin: ``(top, left)`` of the tile in the whole image, in pixels.
         steps: for ``"sigma"`` alone, the six numbers scale and offset, each ``(z, y, x)``.
+        steps_size: for ``"sigma"`` alone, the image ``(H, W)`` in whose pixels the steps are given; ``image_size`` differs from it after `resize`.
 
     Example:
         >>> Lattice.cell_centered((8, 16, 16), (1080, 1920)).scale[0]
@@ -41,6 +45,16 @@ class Lattice:
     image_size: tuple[int, int]
     origin: tuple[int, int] = (0, 0)
     steps: tuple[float, ...] = ()
+    steps_size: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}")
+        is_sigma = self.kind == "sigma"
+        if len(self.steps) != 6 * is_sigma or len(self.steps_size) != 2 * is_sigma:
+            raise ValueError(
+                'steps, six numbers, and steps_size, (H, W), belong to the kind "sigma"; build one with Lattice.from_sigma'
+            )
 
     @classmethod
     def cell_centered(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
@@ -109,20 +123,34 @@ class Lattice:
                 f"sigma_space {sigma_space} and sigma_color {sigma_color} need a grid without bound; raise them"
             ) from error
         steps = (scale_z, scale_y, scale_x, _SIGMA_PADDING - low * scale_z, 0.0, 0.0)
-        return cls("sigma", size, (height, width), (0, 0), steps), size
+        return cls("sigma", size, (height, width), (0, 0), steps, (height, width)), size
 
     def crop(self, top: int, left: int) -> Lattice:
         """The same lattice seen from a tile whose first pixel is ``(top, left)`` of this one: slicing the tile equals slicing the whole and cropping.
 
         Raises:
-            ValueError: a negative ``top`` or ``left``, or one beyond the image.
+            TypeError: a ``top`` or ``left`` that is not an integer.
+            ValueError: a negative one, or one beyond the image.
         """
+        for name, value in (("top", top), ("left", left)):
+            _integer(name, value)
         row, column = self.origin[0] + top, self.origin[1] + left
         if top < 0 or left < 0 or row >= self.image_size[0] or column >= self.image_size[1]:
             raise ValueError(
                 f"crop must start within the image of (H, W) = {tuple(self.image_size)}, got (top, left) = {(row, column)}"
             )
         return replace(self, origin=(row, column))
+
+    def resize(self, image_size: tuple[int, int]) -> Lattice:
+        """The same grid seen by an image of another size that covers the same area, as a small and a large version of one photograph do.
+
+        Raises:
+            TypeError, ValueError: a size that is not ``(H, W)`` in whole pixels.
+            ValueError: a lattice seen from a tile.
+        """
+        if any(self.origin):
+            raise ValueError(f"resize takes a lattice of a whole image, got one seen from (top, left) = {self.origin}")
+        return replace(self, image_size=_sizes(self.size, image_size)[1])
 
     @property
     def scale(self) -> tuple[float, float, float]:
@@ -136,7 +164,7 @@ class Lattice:
             per_row = (rows - 1) / (height - 1) if height > 1 else 0.0
             per_column = (columns - 1) / (width - 1) if width > 1 else 0.0
             return float(depth - 1), per_row, per_column
-        return self.steps[0], self.steps[1], self.steps[2]
+        return self.steps[0], self.steps[1] * self._shrunk[0], self.steps[2] * self._shrunk[1]
 
     @property
     def anchor(self) -> tuple[float, float, float]:
@@ -148,7 +176,15 @@ class Lattice:
             return 0.0, (rows - 1) / (2 * height), (columns - 1) / (2 * width)
         if self.kind == "corner_aligned":
             return 0.0, 0.0, 0.0
-        return self.steps[3], self.steps[4], self.steps[5]
+        # Pixels' areas are aligned, so their centres are half a pixel of either size from the border.
+        by_row, by_column = self._shrunk
+        y = self.steps[4] + self.steps[1] * (by_row - 1) / 2
+        return self.steps[3], y, self.steps[5] + self.steps[2] * (by_column - 1) / 2
+
+    @property
+    def _shrunk(self) -> tuple[float, float]:
+        """Pixels that steps are given in to one of the image's, along y and x."""
+        return self.steps_size[0] / self.image_size[0], self.steps_size[1] / self.image_size[1]
 
     @property
     def offset(self) -> tuple[float, float, float]:
@@ -158,10 +194,21 @@ class Lattice:
 
 
 def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    """Both sizes as tuples, refused where they are not (D, Gh, Gw) and (H, W) of at least 1."""
+    """Both sizes as tuples, refused where they are not (D, Gh, Gw) and (H, W) in integers of at least 1."""
     for name, symbols, value in (("size", "(D, Gh, Gw)", size), ("image_size", "(H, W)", image_size)):
-        if len(value) != symbols.count(",") + 1 or not all(extent >= 1 for extent in value):
-            raise ValueError(f"{name} must be {symbols}, each at least 1, got {tuple(value)}")
+        count = symbols.count(",") + 1
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"{name} must be {symbols}, {count} integers, got {value!r}")
+        for extent in value:
+            _integer(name, extent)
+        if len(value) != count or not all(1 <= extent <= _LARGEST_EXTENT for extent in value):
+            raise ValueError(f"{name} must be {symbols}, each from 1 to 2**31 - 1, got {tuple(value)}")
     depth, rows, columns = size
     height, width = image_size
     return (depth, rows, columns), (height, width)
+
+
+def _integer(name: str, value: int) -> None:
+    """Refuses what is not an integer of Python, NumPy or torch."""
+    if not isinstance(value, int) and not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be in whole numbers, got {value!r}")

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 import bilagrid
 from bilagrid import Lattice
+from bilagrid.filters import filter_lattice
 from perf import costs, references
 from perf.inputs import Draw, picture
 
@@ -34,13 +35,6 @@ _LATTICES = {
 }
 
 SIGMA_COLOR = 0.1
-# The densities, along z and along y and x, that the filters use for sigmas up to 8 pixels.
-_NODES_Z, _NODES_YX = 1.25, 1.0
-_LARGEST_SIGMA = 8
-# The blur, in nodes, that is left once splat's and slice's tents have done theirs.
-_BLUR_Z, _BLUR_YX = (math.sqrt(nodes**2 - 1 / 3) for nodes in (_NODES_Z, _NODES_YX))
-_BLUR = (_BLUR_Z, _BLUR_YX, _BLUR_YX)
-
 # Total variation runs over as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
 _SCENE_NODES = 256 * 16 * 16 * 8
 # What gradients of a mean are multiplied by, as losses are where float16 would lose them.
@@ -53,7 +47,7 @@ _PLANES, _GRIDS = 64, 48
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A grid by name: ``16x16x8`` is Gw x Gh x D whatever the image, ``sigma8`` has a node every 8 pixels, as a filter's grid has.
+    """A grid by name: ``16x16x8`` is Gw x Gh x D whatever the image, ``sigma8`` is that of a filter of 8 pixels.
 
     ``kind`` names the constructor of `Lattice` that lays a fixed grid on the image.
     """
@@ -71,17 +65,24 @@ class GridSpec:
             return cls(name, (depth, rows, columns))
         if match := re.fullmatch(r"sigma(\d+(?:\.\d+)?)", name):
             sigma = float(match[1])
-            if not 1 <= sigma <= _LARGEST_SIGMA:
-                raise ValueError(
-                    f"sigma must be 1 to {_LARGEST_SIGMA} pixels (wider filters use a grid as fine), got {name}"
-                )
+            if sigma < 1:
+                raise ValueError(f"sigma must be 1 pixel or more, got {name}")
             return cls(name, None, sigma)
         raise ValueError(f"a grid is GWxGHxD, such as 16x16x8, or a filter's, such as sigma8; got {name}")
 
     def lattice(self, image: tuple[int, int]) -> Lattice:
         if self.fixed is not None:
             return _LATTICES[self.kind](self.fixed, image)
-        return Lattice.from_sigma(self.sigma, SIGMA_COLOR, image, nodes_per_sigma=(_NODES_Z, _NODES_YX, _NODES_YX))[0]
+        return self._filter(image)[0]
+
+    @property
+    def blur(self) -> tuple[float, float, float]:
+        """A filter's Gaussian in its grid, in nodes."""
+        return self._filter((1, 1))[1]
+
+    def _filter(self, image: tuple[int, int]) -> tuple[Lattice, tuple[float, float, float]]:
+        guide = torch.empty((1, *image), device="meta")
+        return filter_lattice(guide, self.sigma, SIGMA_COLOR, guide_range=(0.0, 1.0))
 
     @property
     def channels(self) -> int:
@@ -194,11 +195,12 @@ def _grid_alone(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> P
     batch = 1 if case.image[0] else max(_SCENE_NODES // math.prod(lattice.size), 1)
     tensors = {"grid": draw.normal(batch, spec.channels, *lattice.size).to(dtype)}
     blurred = case.operator == "blur"
+    sigma = spec.blur if blurred else (0.0, 0.0, 0.0)
     return Problem(
         tensors,
-        lambda t: bilagrid.blur(t["grid"], _BLUR) if blurred else bilagrid.total_variation(t["grid"]),
-        lambda t: references.blur(t["grid"], _BLUR) if blurred else references.total_variation(t["grid"]),
-        _sizes(lattice, tensors, image=None, grid=dtype.itemsize, channels=spec.channels, taps=costs.taps(_BLUR)),
+        lambda t: bilagrid.blur(t["grid"], sigma) if blurred else bilagrid.total_variation(t["grid"]),
+        lambda t: references.blur(t["grid"], sigma) if blurred else references.total_variation(t["grid"]),
+        _sizes(lattice, tensors, image=None, grid=dtype.itemsize, channels=spec.channels, taps=costs.taps(sigma)),
         lattice.size,
     )
 
@@ -209,8 +211,8 @@ def _bilateral_filter(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype
     tensors = {"image": (image if colour else image[:, :1]).to(dtype)}
 
     def reference(t: Tensors) -> Tensor:
-        guide = _rounded_luma(t["image"], dtype) if colour else t["image"][:, 0]
-        return references.bilateral_filter(t["image"], guide, lattice, _BLUR)
+        guide = references.luma(t["image"]) if colour else t["image"][:, 0]
+        return references.bilateral_filter(t["image"], guide, lattice, spec.blur)
 
     return Problem(
         tensors,
@@ -218,15 +220,9 @@ def _bilateral_filter(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype
             t["image"], sigma_space=spec.sigma, sigma_color=SIGMA_COLOR, guide_range=(0.0, 1.0)
         ),
         reference,
-        _sizes(lattice, tensors, image="image", grid=4, channels=3 if colour else 1, taps=costs.taps(_BLUR)),
+        _sizes(lattice, tensors, image="image", grid=4, channels=3 if colour else 1, taps=costs.taps(spec.blur)),
         lattice.size,
     )
-
-
-def _rounded_luma(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """Luma as the filters compute it, in the image's own type, with the derivative of the exact one."""
-    exact = references.luma(image)
-    return exact + (references.luma(image.detach().to(dtype)).to(exact.dtype) - exact).detach()
 
 
 def _joint_bilateral_upsample(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
@@ -248,9 +244,9 @@ def _joint_bilateral_upsample(case: Case, spec: GridSpec, draw: Draw, dtype: tor
             sigma_color=SIGMA_COLOR,
             guide_range=(0.0, 1.0),
         ),
-        lambda t: references.joint_bilateral_upsample(t["low"], t["guide_low"], t["guide_high"], lattice, _BLUR),
+        lambda t: references.joint_bilateral_upsample(t["low"], t["guide_low"], t["guide_high"], lattice, spec.blur),
         replace(
-            _sizes(lattice, tensors, image="guide_high", grid=4, channels=3, taps=costs.taps(_BLUR)),
+            _sizes(lattice, tensors, image="guide_high", grid=4, channels=3, taps=costs.taps(spec.blur)),
             low_pixels=math.prod(small),
         ),
         lattice.size,

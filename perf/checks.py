@@ -15,7 +15,7 @@ from perf.cases import Case, Problem
 # Rows of the image, and grids of many, that are checked. The width is that of the image that is timed, because it decides which kernels run.
 _CHECKED_ROWS, _CHECKED_BATCH = 8, 16
 
-# Of the largest magnitude. float32 sums thousands of terms; half types are rounded at the end, and filters round their luma too.
+# Of the largest magnitude. float32 sums thousands of terms; half types are rounded at the end.
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 # Gradients by a guide jump where its grid coordinate is a whole number, and rounding may put a pixel on the other side: so few may.
 _KINKS = 1e-4

@@ -108,7 +108,7 @@ def joint_bilateral_upsample(
     step_y, step_x = low.shape[2] / height, low.shape[3] / width
     steps = (scale_z, scale_y * step_y, scale_x * step_x)
     anchors = (offset_z, offset_y + scale_y * (step_y - 1) / 2, offset_x + scale_x * (step_x - 1) / 2)
-    high = Lattice("sigma", lattice.size, (height, width), (0, 0), steps + anchors)
+    high = Lattice("sigma", lattice.size, (height, width), (0, 0), steps + anchors, (height, width))
     sliced = slice(blur(splat(homogeneous(low), guide_low, lattice), sigma), guide_high, high)
     prior = torch.nn.functional.interpolate(low, size=(height, width), mode="bilinear")
     return (sliced[:, :-1] + _PRIOR * prior) / (sliced[:, -1:] + _PRIOR)

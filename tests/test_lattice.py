@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -95,6 +97,21 @@ def test_a_tile_equals_the_whole_bit_for_bit(kind: str, top: int, left: int, see
     torch.testing.assert_close(tile, whole[..., top:, left:], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sized", [(180, 320), (33, 41), (90, 160)])
+def test_a_resized_lattice_covers_the_same_area(sized: tuple[int, int]) -> None:
+    """A place in the picture, told as a share of its height and width, keeps its place in the grid."""
+    lattice, _ = Lattice.from_sigma(8, 0.1, IMAGE)
+    resized = lattice.resize(sized)
+    for share in (0.0, 0.3, 1.0):
+        for axis in (1, 2):
+            before = (share * IMAGE[axis - 1] - 0.5) * lattice.scale[axis] + lattice.offset[axis]
+            after = (share * sized[axis - 1] - 0.5) * resized.scale[axis] + resized.offset[axis]
+            assert after == pytest.approx(before)
+    assert resized.scale[0] == lattice.scale[0]
+    assert lattice.resize(sized).resize(IMAGE) == lattice
+    assert Lattice.half_pixel(SIZE, IMAGE).resize(sized) == Lattice.half_pixel(SIZE, sized)
+
+
 def test_crops_add_up() -> None:
     lattice = Lattice.half_pixel(SIZE, IMAGE)
     assert lattice.crop(3, 4).crop(5, 6) == lattice.crop(8, 10)
@@ -106,6 +123,10 @@ def test_crops_add_up() -> None:
         (lambda: Lattice.half_pixel((0, 1, 1), IMAGE), r"size must be \(D, Gh, Gw\)"),
         (lambda: Lattice.half_pixel(SIZE, (0, 4)), r"image_size must be \(H, W\)"),
         (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(-1, 0), "crop must start within"),
+        (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(1, 0).resize((5, 5)), "resize takes a lattice of a whole image"),
+        (lambda: Lattice("bogus", SIZE, IMAGE), "kind must be one of cell_centered"),
+        (lambda: Lattice("sigma", SIZE, IMAGE), "build one with Lattice.from_sigma"),
+        (lambda: Lattice.half_pixel((2**31, 2, 2), IMAGE), "each from 1 to"),
         (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(90, 0), "crop must start within"),
         (lambda: Lattice.from_sigma(0, 0.1, IMAGE), "sigma_space must be"),
         (lambda: Lattice.from_sigma(8, float("nan"), IMAGE), "sigma_color must be"),
@@ -117,3 +138,19 @@ def test_crops_add_up() -> None:
 def test_refusals(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Lattice.half_pixel((4.5, 2, 2), IMAGE), "size must be in whole numbers, got 4.5"),
+        (lambda: Lattice.half_pixel(8, IMAGE), r"size must be \(D, Gh, Gw\), 3 integers, got 8"),
+        (lambda: Lattice.half_pixel(SIZE, 6), r"image_size must be \(H, W\), 2 integers, got 6"),
+        (lambda: Lattice.from_sigma(8, 0.1, (6.5, 7)), "image_size must be in whole numbers, got 6.5"),
+        (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(1.5, 0), "top must be in whole numbers, got 1.5"),
+        (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(1, None), "left must be in whole numbers, got None"),
+    ],
+)
+def test_what_is_not_an_integer_is_refused(call: Callable[[], Lattice], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -157,6 +157,74 @@ def test_export_with_dynamic_height_and_width() -> None:
         assert_near(program.module()(*given), Apply()(*given))
 
 
+def smooth(image: Tensor) -> Tensor:
+    return bilagrid.bilateral_filter(image, sigma_space=3.0, sigma_color=0.2, guide_range=(0.0, 1.0))
+
+
+def upsampled(low: Tensor, guide_low: Tensor, guide_high: Tensor) -> Tensor:
+    options = {"sigma_space": 1.0, "sigma_color": 0.2, "guide_range": (0.0, 1.0)}
+    return bilagrid.joint_bilateral_upsample(low, guide_low, guide_high, **options)
+
+
+def test_one_graph_of_a_filter_for_every_image_size() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(smooth, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for height, width in ((8, 9), (12, 13), (20, 31), (9, 40)):
+        assert_same_with_gradients(
+            lambda x: compiled(x).sum(),
+            lambda x: smooth(x).sum(),
+            (torch.rand(1, 1, height, width, requires_grad=True),),
+        )
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 4
+
+
+def test_one_graph_of_upsampling_for_every_image_size() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(upsampled, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for height, width, step in ((8, 9, 3), (12, 13, 2), (7, 31, 4), (9, 40, 2)):
+        given = (
+            torch.rand(2, 2, height, width),
+            torch.rand(2, height, width),
+            torch.rand(2, step * height, 2 * width + 1),
+        )
+        assert_near(compiled(*given), upsampled(*given))
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 4
+
+
+class Smooth(torch.nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return smooth(image)
+
+
+class Upsampled(torch.nn.Module):
+    def forward(self, low: Tensor, guide_low: Tensor, guide_high: Tensor) -> Tensor:
+        return upsampled(low, guide_low, guide_high)
+
+
+def test_export_of_filters_with_dynamic_sizes() -> None:
+    size = {name: torch.export.Dim(name, min=2, max=4096) for name in ("h", "w", "H", "W")}
+    program = torch.export.export(
+        Smooth(), (torch.rand(1, 1, 16, 18),), dynamic_shapes={"image": {2: size["H"], 3: size["W"]}}
+    )
+    for height, width in ((16, 18), (33, 40)):
+        image = torch.rand(1, 1, height, width)
+        assert_near(program.module()(image), smooth(image))
+    shapes = {
+        "low": {2: size["h"], 3: size["w"]},
+        "guide_low": {1: size["h"], 2: size["w"]},
+        "guide_high": {1: size["H"], 2: size["W"]},
+    }
+    given = torch.rand(1, 2, 6, 7), torch.rand(1, 6, 7), torch.rand(1, 16, 18)
+    program = torch.export.export(Upsampled(), given, dynamic_shapes=shapes)
+    for height, width, tall, wide in ((6, 7, 16, 18), (9, 11, 30, 20)):
+        given = torch.rand(1, 2, height, width), torch.rand(1, height, width), torch.rand(1, tall, wide)
+        assert_near(program.module()(*given), upsampled(*given))
+
+
 def test_func_grad_and_grad_of_grad() -> None:
     grid, guide, image = (t.detach().double() for t in leaves(batch=1))
     guide = off_nodes(guide.shape, SIZE[0])

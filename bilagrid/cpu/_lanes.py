@@ -184,6 +184,57 @@ def weigh_rows(typingctx: Any, rows: Any, step: Any, taps: Any, first: Any, last
 
 
 @intrinsic
+def extremes(typingctx: Any, line: Any, length: Any) -> Any:
+    """Of the first numbers of a contiguous vector the least, the greatest, and 0, or NaN where one is not finite, as a tuple."""
+    real = line.dtype
+    signature = types.UniTuple(real, 3)(line, length)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        line_, length_ = arguments
+        scalar = context.get_data_type(real)
+
+        def lesser(a: ir.Value, b: ir.Value) -> ir.Value:
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        def greater(a: ir.Value, b: ir.Value) -> ir.Value:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def fault(value: ir.Value, before: ir.Value) -> ir.Value:
+            return builder.fadd(builder.fmul(value, builder.fsub(value, value)), before)
+
+        width = _WIDTH * 2
+        rules = (lesser, greater, fault)
+        first = _spread(
+            builder,
+            builder.extract_element(
+                _load(context, builder, signature.args[0], line_, ir.Constant(length_.type, 0), 1), _INDEX(0)
+            ),
+            width,
+        )
+        found = [cgutils.alloca_once_value(builder, start) for start in (first, first, _constant(scalar, [0] * width))]
+        step = ir.Constant(length_.type, width)
+        whole = builder.sub(length_, builder.srem(length_, step))
+        zero, one = ir.Constant(length_.type, 0), ir.Constant(length_.type, 1)
+        with cgutils.for_range_slice(builder, zero, whole, step, inc=True) as (start, _):
+            value = _load(context, builder, signature.args[0], line_, start, width)
+            for rule, place in zip(rules, found, strict=True):
+                builder.store(rule(value, builder.load(place)), place)
+        results = []
+        for rule, place in zip((*rules[:2], builder.fadd), found, strict=True):
+            total = builder.load(place)
+            for half in (16, 8, 4, 2, 1):
+                total = rule(*(_pick(builder, total, range(begin, begin + half)) for begin in (0, half)))
+            results.append(cgutils.alloca_once_value(builder, builder.extract_element(total, _INDEX(0))))
+        with cgutils.for_range_slice(builder, whole, length_, one, inc=True) as (start, _):
+            value = builder.extract_element(_load(context, builder, signature.args[0], line_, start, 1), _INDEX(0))
+            for rule, place in zip(rules, results, strict=True):
+                builder.store(rule(value, builder.load(place)), place)
+        return context.make_tuple(builder, signature.return_type, [builder.load(place) for place in results])
+
+    return signature, codegen
+
+
+@intrinsic
 def apply_four(typingctx: Any, table: Any, corners: Any, weights: Any, pixel: Any, terms: Any) -> Any:
     """``out[lane] = sum_t pixel[t] sum_k weights[k] table[corners[k] + 4 t + lane]`` for four lanes and four corners, as a tuple.
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bilagrid.cpu._geometry import array, compute_type
 from bilagrid.cpu._lanes import contiguous, weigh_rows
-from bilagrid.cpu._run import Kernel
+from bilagrid.cpu._run import Kernel, helper
+from bilagrid.ops._memory import empty_grid_as
 from bilagrid.ops._taps import gaussian_taps
+
+
+@helper
+def copy_runs(source, source_step, target, target_step, count, length):
+    """``count`` runs of ``length`` numbers, so far apart in source and in target; slices would cost more than what they copy."""
+    for run in range(count):
+        start, end = np.uintp(run * source_step), np.uintp(run * target_step)
+        for k in range(length):
+            at = np.uintp(k)
+            target[end + at] = source[start + at]
 
 
 def _blur_kernel(start, stop, grid, nodes_a, nodes_b, channels, taps_y, taps_a, taps_b, out):
@@ -45,13 +55,10 @@ def _blur_kernel(start, stop, grid, nodes_a, nodes_b, channels, taps_y, taps_a, 
                     for j in range(length):
                         target[j] += taps_y[k - y + radius_y] * source[j]
         weigh_rows(by_y, step_a, taps_a, 0, taps_a.size, by_a, by_a.size)
-        for a in range(nodes_a):
-            place = a * padded_b + radius_b * channels
-            between[place : place + step_a] = by_a[a * step_a : (a + 1) * step_a]
+        copy_runs(by_a, step_a, between[radius_b * channels :], padded_b, nodes_a, step_a)
         weigh_rows(between, step_b, taps_b, 0, taps_b.size, by_b, by_b.size)
-        if segments == 1:
-            for a in range(nodes_a):
-                out[n, o, y, 0, a * step_a : (a + 1) * step_a] = by_b[a * padded_b : a * padded_b + step_a]
+        if segments == 1 and out.strides[4] == out.itemsize:
+            copy_runs(by_b, padded_b, contiguous(out[n, o, y, 0]), step_a, nodes_a, step_a)
         else:
             for s in range(segments):
                 out[n, o, y, s] = by_b[s * padded_b : s * padded_b + length]
@@ -62,7 +69,7 @@ _blur = Kernel(_blur_kernel)
 
 def blur(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     dtype = compute_type(grid)
-    out = torch.empty_like(grid, dtype=dtype)
+    out = empty_grid_as(grid, dtype)
     batch, channels, depth, rows, columns = grid.shape
     taps_z, taps_y, taps_x = (gaussian_taps(s).astype(out.numpy().dtype) for s in sigma)
     if _is_interleaved(grid) and _is_interleaved(out):

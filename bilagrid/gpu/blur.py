@@ -12,6 +12,7 @@ import triton.language as tl
 from bilagrid.gpu._geometry import constant as constant_of
 from bilagrid.gpu._geometry import widen
 from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, constant, launch, needs_int64, strides, triton_dtype
+from bilagrid.ops._memory import empty_grid_as
 
 # Nodes of a channel, at most, that one program blurs along all axes: its values stay in the cache of the program's multiprocessor.
 _REACH = 4096
@@ -188,13 +189,13 @@ def blur(grid: torch.Tensor, sigma: tuple[float, float, float]) -> torch.Tensor:
     """
     axes = [axis for axis in range(3) if sigma[axis] > 0]
     if not axes:
-        return grid.clone()
+        return empty_grid_as(grid).copy_(grid)
     if math.prod(grid.shape[2:]) <= _REACH:
         return _blur_volumes(grid, sigma)
     source = grid
     for axis in axes:
         dtype = grid.dtype if axis == axes[-1] else compute_dtype(grid)
-        source = _blur_axis(source, axis, sigma[axis], torch.empty_like(grid, dtype=dtype))
+        source = _blur_axis(source, axis, sigma[axis], empty_grid_as(grid, dtype))
     return source
 
 
@@ -202,7 +203,7 @@ def _blur_volumes(grid: torch.Tensor, sigma: tuple[float, float, float]) -> torc
     """All axes in one launch."""
     batch, channels, *size = grid.shape
     dtype = compute_dtype(grid)
-    out = torch.empty_like(grid)
+    out = empty_grid_as(grid)
     scratch = grid.new_empty((batch * channels, 2, math.prod(size)), dtype=dtype)
     taps: dict[str, Any] = {}
     for name, s, nodes in zip("zyx", sigma, size, strict=True):

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _NEEDS = {
     "cpu": ("numba", "CPU tensors need Numba: pip install numba"),
     "gpu": ("triton", "CUDA and ROCm tensors need Triton: pip install triton"),
@@ -57,3 +60,14 @@ def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
             raise
         raise ImportError(f"{remedy} ({error})") from error
     return getattr(found, function)
+
+
+def extent(guide: Tensor) -> tuple[float, float]:
+    """The least and the greatest value of a guide ``(N, H, W)``; not finite where a value is not.
+
+    On the CPU by a loop of our own: torch's threads would go on spinning afterwards, on the cores that the next operator needs.
+    """
+    if guide.device.type == "cpu" and _cpu_backend == "cpu" and not torch.compiler.is_compiling():
+        return launcher("_extent", "extent", "cpu")(guide)
+    least, greatest = torch.stack(guide.aminmax()).tolist()
+    return least, greatest

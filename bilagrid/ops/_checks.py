@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from bilagrid.lattice import Lattice
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def tensors(**named: Tensor | None) -> None:
-    """All given are floating-point tensors on one CPU or GPU, and none carries a forward-mode tangent."""
+def number(name: str, value: Any) -> float:
+    """A real number, of Python or NumPy; under torch.compile a constant of the graph."""
+    if isinstance(value, (int, float)):
+        return guard_scalar(value) if torch.compiler.is_compiling() else value
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def numbers(name: str, symbols: str, values: Any) -> tuple[float, ...]:
+    """As many real numbers as ``symbols``, such as "(z, y, x)", names."""
+    if not isinstance(values, (tuple, list)) or len(values) != symbols.count(",") + 1:
+        raise TypeError(f"{name} must be {symbols}, {symbols.count(',') + 1} numbers, got {values!r}")
+    return tuple(number(name, value) for value in values)
+
+
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def tensors(*, optional: Tensor | None = None, **named: Tensor) -> None:
+    """All named are floating-point tensors on one CPU or GPU, and none carries a forward-mode tangent; so is the ``optional`` guide if it is given."""
     first: tuple[str, torch.device] | None = None
+    if optional is not None:
+        named["guide"] = optional
     for name, tensor in named.items():
-        if tensor is None:
-            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
@@ -68,7 +91,7 @@ def same(name: str, tensor: Tensor, symbols: str, expected: tuple[Any, ...], oth
 def lattice_for(lattice: Lattice | None, size: Any, image: Tensor, *, what: str) -> Lattice:
     """The lattice to use: the given one where it fits grid and image (``(..., H, W)``), else the cell-centred one."""
     height, width = image.shape[-2:]
-    size = tuple(size)
+    size = tuple(size) if isinstance(size, (tuple, list)) else size
     if lattice is None:
         return Lattice.cell_centered(size, (height, width))
     if not isinstance(lattice, Lattice):

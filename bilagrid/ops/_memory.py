@@ -27,3 +27,9 @@ def empty_grid(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dt
         return like.new_empty((like.shape[0], channels, *size), dtype=dtype)
     depth, rows, columns = size
     return like.new_empty((like.shape[0], rows, columns, depth, channels), dtype=dtype).permute(0, 4, 3, 1, 2)
+
+
+def empty_grid_as(grid: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised grid of the same shape: interleaved if ``grid`` is, else contiguous."""
+    interleaved = grid.stride(1) < grid.stride(4)
+    return empty_grid(grid, grid.shape[1], grid.shape[2:], dtype or grid.dtype, interleaved=interleaved)

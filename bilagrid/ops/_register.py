@@ -14,7 +14,7 @@ from torch import Tensor
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
 
-LATTICE = "str kind, SymInt[] size, SymInt[] image_size, SymInt[] origin, float[] steps"
+LATTICE = "str kind, SymInt[] size, SymInt[] image_size, SymInt[] origin, float[] steps, SymInt[] steps_size"
 
 # A lattice on its way into an `autograd.Function`.
 Packed = tuple[Any, ...]
@@ -24,20 +24,21 @@ _library = torch.library.Library("bilagrid", "DEF")
 
 def pack(lattice: Lattice) -> Packed:
     """A lattice as an `autograd.Function` takes it: numbers one by one, so that symbolic sizes are inputs of a traced graph."""
-    return lattice.kind, *lattice.size, *lattice.image_size, *lattice.origin, *lattice.steps
+    return lattice.kind, *lattice.size, *lattice.image_size, *lattice.origin, *lattice.steps, *lattice.steps_size
 
 
 def unpack(packed: Packed, grid: Tensor) -> Lattice:
     """The lattice again, for a grid at hand: a traced backward knows the symbolic sizes of its own tensors, not those of the forward's."""
     kind, *numbers = packed
     depth, rows, columns = grid.shape[2:]
-    return Lattice(kind, (depth, rows, columns), tuple(numbers[3:5]), tuple(numbers[5:7]), tuple(numbers[7:]))
+    sizes = tuple(numbers[3:5]), tuple(numbers[5:7])
+    return Lattice(kind, (depth, rows, columns), *sizes, tuple(numbers[7:13]), tuple(numbers[13:]))
 
 
 def raw(packed: Packed) -> tuple[Any, ...]:
     """A packed lattice as the raw operators take it."""
     kind, *numbers = packed
-    return kind, numbers[:3], numbers[3:5], numbers[5:7], numbers[7:]
+    return kind, numbers[:3], numbers[3:5], numbers[5:7], numbers[7:13], numbers[13:]
 
 
 def raw_operator(
@@ -60,9 +61,9 @@ def raw_operator(
     def arrange(values: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         positional = list(values[:first])
         if first < len(arguments):
-            kind, size, image_size, origin, steps = values[first : first + 5]
-            positional.append(Lattice(kind, tuple(size), tuple(image_size), tuple(origin), tuple(steps)))
-        return positional, dict(zip(arguments[first + 5 :], values[first + 5 :], strict=True))
+            kind, *numbers = values[first : first + 6]
+            positional.append(Lattice(kind, *map(tuple, numbers)))
+        return positional, dict(zip(arguments[first + 6 :], values[first + 6 :], strict=True))
 
     def run(device: str) -> Callable[..., Any]:
         def implementation(*values: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks
 from bilagrid.ops._function import Function
+from bilagrid.ops._memory import empty_grid_as
 from bilagrid.ops._register import raw_operator
 
 # A wider Gaussian has more taps than any grid has nodes; a slip, or a job for a coarser grid.
@@ -25,7 +25,7 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
         sigma: standard deviation in nodes, one number or ``(z, y, x)``; 0 leaves an axis alone.
 
     Returns:
-        A grid of the same shape, dtype and layout, accumulated in float32 (float64 for float64).
+        A grid of the same shape and dtype, accumulated in float32 (float64 for float64): with channels innermost if the grid has them so, else contiguous.
 
     Raises:
         TypeError: a dtype that is not floating, or a sigma that is not a number.
@@ -41,16 +41,17 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
     """
     _checks.tensors(grid=grid)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
-    sigmas = (sigma, sigma, sigma) if isinstance(sigma, (int, float)) else tuple(sigma)
-    if len(sigmas) != 3 or not all(isinstance(s, (int, float)) for s in sigmas):
-        raise TypeError(f"sigma must be a number or three, (z, y, x), got {sigma!r}")
+    if isinstance(sigma, (tuple, list)):
+        sigmas = _checks.numbers("sigma", "(z, y, x)", sigma)
+    else:
+        sigmas = (_checks.number("sigma", sigma),) * 3
     if not all(0 <= s <= _LARGEST_SIGMA for s in sigmas):
         raise ValueError(f"sigma must be between 0 and {_LARGEST_SIGMA:.0f} nodes, got {sigma!r}")
     return _Blur.apply(grid, tuple(float(s) for s in sigmas))
 
 
 def _fake_blur(grid: Tensor, sigma: list[float]) -> Tensor:
-    return torch.empty_like(grid)
+    return empty_grid_as(grid)
 
 
 _raw_blur = raw_operator("blur", "blur(Tensor grid, float[] sigma) -> Tensor", _fake_blur)

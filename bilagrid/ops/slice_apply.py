@@ -49,7 +49,8 @@ def slice_apply(
         >>> image = torch.rand(1, 3, 48, 64)
         >>> torch.testing.assert_close(slice_apply(identity, None, image), image)
     """
-    _checks.tensors(grid=grid, guide=guide, image=image)
+    _checks.tensors(grid=grid, image=image, optional=guide)
+    _checks.flag("offset", offset)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
     _checks.rank("image", image, "(N, C_in, H, W)")
     if guide is not None:
@@ -164,11 +165,9 @@ class _SliceApplyBwdPixels(Function):
         grad_image = along * pulled[:, : image.shape[1]]
         grad_guide = lattice.scale[0] * (pulled.unsqueeze(1) * direction).sum((1, 2))
         if fused:
-            grad_image, grad_guide = grad_image + _by_luma(grad_guide), None
-        else:
-            grad_guide = grad_guide.to(guide.dtype)
-        grads = grad_grid.to(given[0].dtype), grad_guide, grad_image.to(given[2].dtype), grad_grad.to(given[3].dtype)
-        return *grads, None, None
+            grad_image = grad_image + _by_luma(grad_guide)
+        grads = (grad_grid, None if fused else grad_guide, grad_image, grad_grad)
+        return *(grad if grad is None else grad.to(t.dtype) for grad, t in zip(grads, given, strict=True)), None, None
 
 
 class _SliceApplyBwdGrid(Function):
