@@ -1,1 +1,1 @@
-"""Where the time goes: what the compiler says of each kernel (`perf.static`), and other implementations beside ours (`perf.peers`)."""
+"""Where the time goes: measured (`perf.sweep`), beside other implementations (`perf.peers`), on a GPU (``perf/on_gpu.sh``), and what the compiler says (`perf.static`)."""

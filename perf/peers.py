@@ -1,181 +1,256 @@
-"""Other implementations beside ours, in one process, on the same inputs: ``python -m perf.peers``.
-
-Each runs if its package is installed, is checked against ours first, and takes turns with it; the table gives medians and their ratio.
-"""
+"""Other implementations beside ours, in one process, on the same inputs: ``python -m perf.peers``."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import bilagrid
+from perf import arguments, cases, checks, rows, timing
+from perf.adapters import PEERS, Peer
+from perf.arguments import Parser, RefusalError
+from perf.cases import Case, Problem
+from perf.inputs import GUIDES
+from perf.rows import Machine
 
-Work = Callable[[], object]
+_DESCRIPTION = """\
+Times other implementations of slice_apply and of the bilateral filter beside ours. Each runs if it is installed. Before
+anything is timed, ours is checked against a plain float64 computation and each peer against ours; a peer that disagrees is
+reported, never timed, and the exit code is then 1. All take turns, first in one round and last in the next, and a cache is
+overwritten between any two.
+
+A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, and the speed of the bytes
+that must move as a share of a copy's, measured in the same run. Images are float32, grids 16x16x8 with 12 channels; filters
+have a sigma of 8 pixels and 0.1.
+
+peers:
+"""
+
+_EXAMPLES = """\
+examples:
+  python -m perf.peers --threads 2 --repeats 5
+  python -m perf.peers --only grid_sample opencv
+  PYTHONPATH=gsplat/examples python -m perf.peers --only lib_bilagrid --resolution 840x1296
+  python -m perf.peers --out perf/results/a && python -m perf.sweep --plot perf/results/a/*.csv --out perf/results/a
+      draws the peers as marks beside what perf.sweep measured
+"""
+
+_GRID, _FILTER_GRID = "16x16x8", "sigma8"
+# On a GPU the sizes that the goals and fused-bilagrid's published times are for.
+_RESOLUTIONS = {"cpu": [cases.RESOLUTIONS["1080p"]], "cuda": [cases.RESOLUTIONS["4k"], (3000, 4000)]}
+# That of Halide's published times, and one for peers that need the memory of every pixel's whole window.
+_FILTERED = {"cpu": [(1536, 2560), (256, 256)], "cuda": [(1536, 2560), cases.RESOLUTIONS["1080p"]]}
+_BOTH = "forward and backward"
+_FORWARD, _BACKWARD = cases.DIRECTIONS
+
+# In dB below the largest value. Published grids round each pixel to a node and come to 42 dB of the exact filter; a grid's derivative
+# by the guide is constant between nodes, and so comes to no more than 33.
+_LEAST_PSNR, _LEAST_PSNR_OF_GRADIENTS = 40.0, 30.0
 
 
-def grid_sample_apply(grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
-    """``slice_apply`` composed from 5-D ``grid_sample`` and an affine map: what people write without an operator."""
-    batch, channels, height, width = image.shape
-    x = (torch.arange(width, dtype=grid.dtype) + 0.5) / width * 2 - 1
-    y = (torch.arange(height, dtype=grid.dtype) + 0.5) / height * 2 - 1
-    plane = (batch, height, width)
-    place = torch.stack([x.expand(plane), y[:, None].expand(plane), guide * 2 - 1], -1)[:, None]
-    maps = torch.nn.functional.grid_sample(grid, place, padding_mode="border", align_corners=False)
-    maps = maps.view(batch, -1, channels + 1, height, width)
-    return (maps[:, :, :-1] * image[:, None]).sum(2) + maps[:, :, -1]
+@dataclass(frozen=True)
+class Comparison:
+    """A case, forward, on a kind of lattice, and the peers that have their turn in it."""
+
+    case: Case
+    kind: str
+    peers: tuple[Peer, ...]
+
+    @property
+    def ours(self) -> str:
+        """As rows name it: on another kind of lattice it is not what `perf.sweep` measures."""
+        return rows.OURS if self.kind == cases.CELL_CENTERED else f"{rows.OURS}-{self.kind}"
+
+    def problem(self, device: torch.device) -> Problem:
+        """The case's, the image lying as the peers have it where that is (H, W, 3): no one has to copy it."""
+        problem = cases.problem(self.case, device, kind=self.kind)
+        if self.case.operator != "slice_apply_luma":
+            return problem
+        image = problem.tensors["image"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return replace(problem, tensors={**problem.tensors, "image": image})
 
 
-def halide_bilateral_grid(image: np.ndarray, sigma_space: int, sigma_color: float) -> tuple[Work, np.ndarray]:
-    """Halide's bilateral grid of a gray image on the CPU: a function that runs it, and the array that it fills.
+def comparisons(
+    peers: Sequence[Peer], resolutions: Sequence[tuple[int, int]], filtered: Sequence[tuple[int, int]], guide: str
+) -> list[Comparison]:
+    """Each operator, kind of lattice and size that one of the peers is for."""
+    found = []
+    for operator, kind in dict.fromkeys((peer.operator, peer.kind) for peer in peers):
+        here = tuple(peer for peer in peers if (peer.operator, peer.kind) == (operator, kind))
+        filters = operator.startswith("bilateral_filter")
+        for image in filtered if filters else resolutions:
+            case = Case(operator, _FORWARD, guide, "float32", image, _FILTER_GRID if filters else _GRID)
+            found.append(Comparison(case, kind, here))
+    return found
 
-    As Chen, Paris and Durand 2007 describe it: pixels are added, with a weight of one, to the cell that they round to; five taps blur the grid along each
-    axis; numerator and weight are interpolated and divided.
-    """
-    import halide as hl
 
-    x, y, z, c = hl.Var("x"), hl.Var("y"), hl.Var("z"), hl.Var("c")
-    source = hl.Buffer(image)
-    clamped = hl.BoundaryConditions.repeat_edge(source)
-    cell = hl.RDom([hl.Range(0, sigma_space), hl.Range(0, sigma_space)])
-    value = hl.clamp(
-        clamped[x * sigma_space + cell.x - sigma_space // 2, y * sigma_space + cell.y - sigma_space // 2], 0.0, 1.0
+def agree(peer: Peer, case: Case, theirs: Problem, ours: Problem) -> None:
+    """Raises `checks.WrongResultError` where the peer's output or, if it has some, gradients are not ours."""
+
+    def near(what: str, actual: Tensor, expected: Tensor) -> None:
+        is_output = what == checks.OUTPUT
+        if peer.exact:
+            checks.close(what, actual, expected, checks.TOLERANCE[case.dtype], kinks=not is_output, of="ours")
+        else:
+            least = _LEAST_PSNR if is_output else _LEAST_PSNR_OF_GRADIENTS
+            checks.similar(what, actual, expected, least, of="ours")
+
+    checks.compare(theirs, ours, near, gradients=peer.gradients)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all comparisons of a run share; rows go to ``file``."""
+
+    device: torch.device
+    machine: Machine
+    repeats: int
+    file: rows.RowFile | None = None
+
+    def compare(self, comparison: Comparison) -> list[str]:
+        """Checks, times and prints; returns what was wrong."""
+        case = comparison.case
+        try:
+            checks.check(replace(case, direction=_BACKWARD), self.device, kind=comparison.kind)
+        except checks.WrongResultError as error:
+            return [f"{comparison.ours}: {error}"]
+        ours = comparison.problem(self.device)
+        agreed, wrong = self._check(comparison, ours)
+        for direction in (_FORWARD, _BOTH, _BACKWARD):
+            peers = {peer: run for peer, run in agreed.items() if peer.gradients or direction == _FORWARD}
+            if peers:
+                try:
+                    self._time(comparison, direction, ours, peers)
+                except torch.OutOfMemoryError:
+                    wrong.append(f"{replace(case, direction=direction)}: memory ran out")
+        return wrong
+
+    def _check(self, comparison: Comparison, ours: Problem) -> tuple[dict[Peer, Problem], list[str]]:
+        """The peers that agree with ours, and why others do not."""
+        case = comparison.case
+        agreed: dict[Peer, Problem] = {}
+        wrong = []
+        for peer in comparison.peers:
+            if reason := peer.too_large(case, self.device):
+                print(f"\n{peer.name} is left out of {case}: {reason}")
+                continue
+            try:
+                theirs = replace(ours, run=peer.prepare(case, ours))
+                agree(peer, case, theirs, ours)
+                agreed[peer] = theirs
+            except checks.WrongResultError as error:
+                wrong.append(f"{peer.name} disagrees, {case}: {error}")
+            except Exception as error:  # one that fails must not cost the others their times
+                wrong.append(f"{peer.name} fails, {case}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return agreed, wrong
+
+    def _time(self, comparison: Comparison, direction: str, ours: Problem, peers: dict[Peer, Problem]) -> None:
+        case = replace(comparison.case, direction=direction)
+        problems = {comparison.ours: ours} | {peer.name: theirs for peer, theirs in peers.items()}
+        works = {
+            name: cases.step(problem) if direction == _BOTH else cases.work(case, problem)
+            for name, problem in problems.items()
+        }
+        times = timing.take_turns(works, self.device, self.repeats)
+        parts = cases.DIRECTIONS if direction == _BOTH else (direction,)
+        moved = sum(cases.cost(replace(case, direction=part), ours.sizes).bytes for part in parts)
+        print(table(str(case), times, moved, self.machine.copy_bytes_per_s))
+        if self.file and direction != _BOTH:
+            machines = {peer.name: replace(self.machine, backend=peer.version) for peer in peers}
+            for name, taken in times.items():
+                self.file.add(rows.row_of(case, ours, machines.get(name, self.machine), name, taken))
+
+
+def table(title: str, times: dict[str, timing.Times], moved: int, copied: float) -> str:
+    """The times in milliseconds, over the first's, and as a share of the speed of a copy."""
+    first = next(iter(times.values())).median
+    lines = ["", f"{title}: {moved / 1e6:.4g} MB must move"]
+    lines.append(f"{'':26}{'median ms':>10}{'0.2 to 0.8 quantile':>24}{'of ours':>10}{'of a copy':>12}")
+    for name, taken in times.items():
+        low, middle, high = (f"{1e3 * value:.4g}" for value in (taken.q20, taken.median, taken.q80))
+        ratio, share = f"{taken.median / first:.2f}x", f"{100 * moved / taken.median / copied:.3g} %"
+        lines.append(f"{name:26}{middle:>10}{f'{low} to {high}':>24}{ratio:>10}{share:>12}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    peers = "\n".join(f"  {peer.name:26}{peer.about}{f' ({peer.remedy})' if peer.remedy else ''}" for peer in PEERS)
+    parser = Parser("python -m perf.peers", _DESCRIPTION + peers, _EXAMPLES)
+    names = [peer.name for peer in PEERS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PEER", help="leave out the others")
+    parser.add_argument("--repeats", type=arguments.count("rounds"), default=9, help="rounds that are counted (default: 9)")  # fmt: skip
+    parser.add_argument("--threads", type=arguments.count("threads"), help="on the CPU, for all (default: torch's choice)")  # fmt: skip
+    parser.add_argument("--resolution", nargs="+", type=arguments.resolution, metavar="SIZE", help=f"of slice_apply: {', '.join(cases.RESOLUTIONS)} or HEIGHTxWIDTH (default: 1080p; on a GPU 4k and 3000x4000). The filter's are fixed")  # fmt: skip
+    parser.add_argument("--guide", choices=GUIDES, help="default: photograph, which comes with scikit-image, or random without it")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/peers.csv, which perf.sweep --plot draws")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR/peers.csv")
+    return parser
+
+
+def _file(options: argparse.Namespace) -> rows.RowFile | None:
+    if options.out is None:
+        return None
+    path = options.out / "peers.csv"
+    if path.exists() and not options.overwrite:
+        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    return rows.RowFile(path, overwrite=True)
+
+
+def _peers(options: argparse.Namespace) -> int:
+    device = arguments.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Halide reads it when its first function runs.
+    os.environ["HL_NUM_THREADS"] = str(torch.get_num_threads())
+    guide = options.guide or ("photograph" if find_spec("skimage") else "random")
+    file = _file(options)
+    machine = rows.this_machine(device)
+    print(
+        f"{machine.device}, torch {machine.torch}, {machine.backend} {getattr(machine, machine.backend)}: "
+        f"a copy moves {machine.copy_bytes_per_s / 1e9:.4g} GB/s"
     )
-    bin_ = hl.i32(value * (1.0 / sigma_color) + 0.5)
-    splatted = hl.Func("splatted")
-    splatted[x, y, z, c] = 0.0
-    splatted[x, y, bin_, c] += hl.select(c == 0, value, 1.0)
-
-    def five_taps(f: hl.Func, name: str, axis: int) -> hl.Func:
-        def at(shift: int) -> hl.Expr:
-            place = [x, y, z, c]
-            place[axis] = place[axis] + shift
-            return f[tuple(place)]
-
-        out = hl.Func(name)
-        out[x, y, z, c] = at(-2) + 4.0 * at(-1) + 6.0 * at(0) + 4.0 * at(1) + at(2)
-        return out
-
-    along_z = five_taps(splatted, "along_z", 2)
-    along_x = five_taps(along_z, "along_x", 0)
-    along_y = five_taps(along_x, "along_y", 1)
-
-    guide = hl.clamp(source[x, y], 0.0, 1.0) * (1.0 / sigma_color)
-    z0, x0, y0 = hl.i32(guide), x // sigma_space, y // sigma_space
-    fz = guide - z0
-    fx, fy = hl.f32(x % sigma_space) / sigma_space, hl.f32(y % sigma_space) / sigma_space
-    sliced, out = hl.Func("sliced"), hl.Func("out")
-    near = hl.lerp(hl.lerp(along_y[x0, y0, z0, c], along_y[x0 + 1, y0, z0, c], fx), hl.lerp(along_y[x0, y0 + 1, z0, c], along_y[x0 + 1, y0 + 1, z0, c], fx), fy)  # fmt: skip
-    far = hl.lerp(hl.lerp(along_y[x0, y0, z0 + 1, c], along_y[x0 + 1, y0, z0 + 1, c], fx), hl.lerp(along_y[x0, y0 + 1, z0 + 1, c], along_y[x0 + 1, y0 + 1, z0 + 1, c], fx), fy)  # fmt: skip
-    sliced[x, y, c] = hl.lerp(near, far, fz)
-    out[x, y] = sliced[x, y, 0] / sliced[x, y, 1]
-
-    along_z.compute_root().reorder(c, z, x, y).parallel(y).vectorize(x, 8).unroll(c, 2)
-    splatted.compute_at(along_z, x).reorder(c, z, x, y).vectorize(x, 8).unroll(c, 2)
-    splatted.update().reorder(c, cell.x, cell.y, x, y).unroll(c, 2)
-    along_x.compute_root().reorder(c, x, y, z).parallel(z).vectorize(x, 8).unroll(c, 2)
-    along_y.compute_root().reorder(c, x, y, z).parallel(z).vectorize(x, 8).unroll(c, 2)
-    out.parallel(y).vectorize(x, 8)
-
-    filled = np.empty_like(image)
-    target = hl.Buffer(filled)
-    out.compile_jit()
-    return lambda: out.realize(target), filled
+    here = []
+    for peer in (peer for peer in PEERS if peer.name in options.only):
+        if reason := peer.why_not(device):
+            print(f"{peer.name} {reason}")
+        else:
+            here.append(peer)
+            print(f"{peer.name}: {peer.version}{f', {note}' if (note := _note(peer)) else ''}")
+    session = Session(device, machine, options.repeats, file)
+    wrong = []
+    for each in comparisons(here, options.resolution or _RESOLUTIONS[device.type], _FILTERED[device.type], guide):
+        wrong += session.compare(each)
+    for message in wrong:
+        print(f"not timed: {message}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
-def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(-10 * np.log10(np.mean((actual.astype(np.float64) - expected) ** 2)))
+def _note(peer: Peer) -> str:
+    try:
+        return peer.note()
+    except Exception as error:  # a peer that cannot be imported is reported when it has its turn
+        return f"{type(error).__name__}: {error}"
 
 
-def take_turns(works: dict[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each work, one after another in every round, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def report(title: str, times: dict[str, list[float]]) -> None:
-    """Medians with the quartiles, and each peer's over ours."""
-    print(f"\n{title}\n{'':28s}{'median ms':>10s}{'quartiles':>18s}{'of ours':>9s}")
-    ours = statistics.median(times["bilagrid"])
-    for name, all_times in times.items():
-        low, middle, high = statistics.quantiles(all_times, n=4)
-        print(f"{name:28s}{middle:10.1f}{f'{low:.1f} to {high:.1f}':>18s}{middle / ours:8.1f}x")
-
-
-def compare_slice_apply(repeats: int) -> None:
-    height, width = 1080, 1920
-    leaves = [torch.randn(1, 12, 8, 16, 16), torch.rand(1, height, width), torch.rand(1, 3, height, width)]
-    grad = torch.randn(1, 3, height, width)
-    torch.testing.assert_close(bilagrid.slice_apply(*leaves), grid_sample_apply(*leaves), rtol=1e-4, atol=1e-4)
-    forward: dict[str, Work] = {
-        "bilagrid": lambda: bilagrid.slice_apply(*leaves),
-        "grid_sample and affine": lambda: grid_sample_apply(*leaves),
-    }
-    report("slice_apply forward, 1080p, 16x16x8x12, float32", take_turns(forward, repeats))
-    trained = [leaf.clone().requires_grad_() for leaf in leaves]
-    both: dict[str, Work] = {
-        "bilagrid": lambda: torch.autograd.grad(bilagrid.slice_apply(*trained), trained, grad),
-        "grid_sample and affine": lambda: torch.autograd.grad(grid_sample_apply(*trained), trained, grad),
-    }
-    report("slice_apply forward and backward (grid, guide, image)", take_turns(both, repeats))
-
-
-def compare_bilateral_filter(repeats: int) -> None:
-    height, width, sigma_space, sigma_color = 1536, 2560, 8, 0.1
-    rows, columns = np.mgrid[:height, :width]
-    waves = 0.5 + 0.3 * np.sin(rows / 97) * np.cos(columns / 61) + 0.15 * np.sign(np.sin(columns / 211 + rows / 173))
-    noise = 0.02 * np.random.default_rng(0).standard_normal((height, width))
-    gray = np.clip(waves + noise, 0, 1).astype(np.float32)
-    image = torch.from_numpy(gray)[None, None]
-    ours = bilagrid.bilateral_filter(image, sigma_space=sigma_space, sigma_color=sigma_color)[0, 0].numpy()
-    works: dict[str, Work] = {
-        "bilagrid": lambda: bilagrid.bilateral_filter(image, sigma_space=sigma_space, sigma_color=sigma_color)
-    }
-    if find_spec("halide"):
-        works["Halide bilateral grid"], filled = halide_bilateral_grid(gray, sigma_space, sigma_color)
-        works["Halide bilateral grid"]()
-        print(
-            f"Halide's result agrees with ours to {psnr(filled, ours):.1f} dB (its blur is five taps, its splat rounds)"
-        )
-    if find_spec("cv2"):
-        import cv2
-
-        works["OpenCV, window 1.5 sigma"] = lambda: cv2.bilateralFilter(
-            gray, 2 * round(1.5 * sigma_space) + 1, sigma_color, sigma_space
-        )
-    report(f"bilateral filter of a gray {height}x{width}, sigma 8 and 0.1, float32", take_turns(works, repeats))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m perf.peers", description=__doc__)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=torch.get_num_threads(),
-        help="threads of torch and of ours (Halide: HL_NUM_THREADS)",
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="rounds that are counted")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "halide") if find_spec(name))
-    print(f"{platform.processor() or platform.machine()}, {options.threads} threads; {packages}")
-    compare_slice_apply(options.repeats)
-    compare_bilateral_filter(options.repeats)
+def main(given: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 a wrong result, 2 refused, 130 interrupted."""
+    try:
+        return _peers(_parser().parse_args(given))
+    except KeyboardInterrupt:
+        print("perf.peers: interrupted", file=sys.stderr)
+        return 130
+    except (RefusalError, rows.RowsError, OSError) as error:
+        print(f"perf.peers: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
