@@ -242,7 +242,9 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     spec = oiio.ImageSpec(width, height, channels, "float" if values.dtype == np.float32 else str(values.dtype))
     spec.extra_attribs = source.extra_attribs
     spec.alpha_channel = channels - 1 if has_alpha else -1
-    for name in ("oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):
+    # The writer would make CMYK again of what was decoded to RGB.
+    inks = ("tiff:ColorSpace", "tiff:PhotometricInterpretation")
+    for name in (*inks, "oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):
         spec.erase_attribute(name)
     profile = source.getattribute("ICCProfile")
     # CMYK is decoded to RGB, which its profile does not describe.

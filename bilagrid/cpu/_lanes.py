@@ -235,33 +235,36 @@ def extremes(typingctx: Any, line: Any, length: Any) -> Any:
 
 
 @intrinsic
-def apply_four(typingctx: Any, table: Any, corners: Any, weights: Any, pixel: Any, terms: Any) -> Any:
-    """``out[lane] = sum_t pixel[t] sum_k weights[k] table[corners[k] + 4 t + lane]`` for four lanes and four corners, as a tuple.
+def apply_four(
+    typingctx: Any, table: Any, corners: Any, weights: Any, pixels: Any, start: Any, terms: Any, out: Any, place: Any
+) -> Any:
+    """``out[place + lane] = sum_t pixels[start + t] sum_k weights[k] table[corners[k] + 4 t + lane]`` for four lanes and four corners.
 
-    ``table`` and ``pixel`` are contiguous vectors of one type, ``corners`` four offsets into the table, ``weights`` four numbers.
+    ``table``, ``pixels`` and ``out`` are contiguous vectors of one type, ``corners`` four offsets into the table, ``weights`` four numbers.
     """
     real = table.dtype
-    signature = types.UniTuple(real, LANES)(table, corners, weights, pixel, terms)
+    signature = types.void(table, corners, weights, pixels, start, terms, out, place)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        table_, corners_, weights_, pixel_, terms_ = arguments
-        table_type, _, _, pixel_type, _ = signature.args
+        table_, corners_, weights_, pixels_, start_, terms_, out_, place_ = arguments
+        table_type, pixels_type, out_type = signature.args[0], signature.args[3], signature.args[6]
         zero = _constant(context.get_data_type(real), [0] * LANES)
-        inputs = context.make_array(pixel_type)(context, builder, pixel_).data
         starts = [builder.extract_value(corners_, k) for k in range(LANES)]
         shares = [_spread(builder, builder.extract_value(weights_, k), LANES) for k in range(LANES)]
         total = cgutils.alloca_once_value(builder, zero)
+        builder.store(zero, total)
         with cgutils.for_range(builder, terms_) as loop:
             step = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             mixed = zero
-            for start, share in zip(starts, shares, strict=True):
-                corner = _load(context, builder, table_type, table_, builder.add(start, step), LANES)
-                mixed = _fma(builder, share, corner, mixed)
-            value = _spread(builder, builder.load(builder.gep(inputs, [loop.index])), LANES)
+            for corner, share in zip(starts, shares, strict=True):
+                value = _load(context, builder, table_type, table_, builder.add(corner, step), LANES)
+                mixed = _fma(builder, share, value, mixed)
+            value = _load(context, builder, pixels_type, pixels_, builder.add(start_, loop.index), 1)
+            value = _pick(builder, value, [0] * LANES)
             builder.store(_fma(builder, mixed, value, builder.load(total)), total)
-        result = builder.load(total)
-        lanes = [builder.extract_element(result, _INDEX(lane)) for lane in range(LANES)]
-        return context.make_tuple(builder, signature.return_type, lanes)
+        address = _address(context, builder, out_type, out_, place_, LANES)
+        builder.store(builder.load(total), address, align=_alignment(context, real))
+        return context.get_dummy_value()
 
     return signature, codegen
 

@@ -65,6 +65,26 @@ def load_guide(guide, has_guide, image, i, scratch):
     return scratch
 
 
+@helper
+def apply_row(table, places, step_x, step_z, column_weights, upper, pixels, terms, lanes):
+    """Four outputs of a row of pixels, ``lanes[4 j + output]``. ``places`` are the offsets in the table of what a pixel's first corner has for them."""
+    one = table.dtype.type(1)
+    for j in range(places.size):
+        right, high = column_weights[j], upper[j]
+        left, low = one - right, one - high
+        near = np.intp(places[j])
+        far = near + step_x
+        corners, weights = (
+            (near, near + step_z, far, far + step_z),
+            (left * low, left * high, right * low, right * high),
+        )
+        # The usual map of three colours and an offset has a loop that is unrolled.
+        if terms == 4:
+            apply_four(table, corners, weights, pixels, 4 * j, 4, lanes, LANES * j)
+        else:
+            apply_four(table, corners, weights, pixels, terms * j, terms, lanes, LANES * j)
+
+
 def _slice_apply_kernel(
     start, stop, grid, guide, has_guide, image, guide_map, terms, rows, row_weights, columns, column_weights, out
 ):
@@ -74,14 +94,11 @@ def _slice_apply_kernel(
     """
     depth, width = grid.shape[2], grid.shape[4]
     outputs, height, length = out.shape[1:]
-    real = out.dtype.type
-    one = real(1)
-    stride = depth + 1
-    table = np.zeros(((width + 1) * stride, grid.shape[1]), real)
+    real, channels = out.dtype.type, grid.shape[1]
+    table = np.zeros(((width + 1) * (depth + 1), channels), real)
     below, step = np.zeros_like(table), np.zeros_like(table)
-    flat, channels = table.reshape(-1), grid.shape[1]
-    base, upper = np.empty(length, np.int32), np.empty(length, real)
-    scratch = np.empty(length, real)
+    base, upper, places = np.empty(length, np.int32), np.empty(length, real), np.empty(length, np.int32)
+    scratch, lanes = np.empty(length, real), np.empty(LANES * length, real)
     pixels = np.ones((length, terms), real)
     batch, loaded = -1, -1
     for item in range(start, stop):
@@ -92,24 +109,17 @@ def _slice_apply_kernel(
         load_row(image[n], i, scratch, pixels)
         line = load_guide(guide[n], has_guide, image[n], i, scratch)
         locate_row(line, guide_map, depth, False, columns, base, upper)
-        for j in range(length):
-            right, high = column_weights[j], upper[j]
-            left, low = one - right, one - high
-            w00, w01, w10, w11 = left * low, left * high, right * low, right * high
-            k = np.intp(base[j])
-            near, far = k * channels, (k + stride) * channels
-            for first in range(0, outputs, LANES):
-                corners = near, near + channels, far, far + channels
-                a, b, c, d = apply_four(flat, corners, (w00, w01, w10, w11), pixels[j], terms)
-                out[n, first, i, j] = a
-                if first + 1 < outputs:
-                    out[n, first + 1, i, j] = b
-                if first + 2 < outputs:
-                    out[n, first + 2, i, j] = c
-                if first + 3 < outputs:
-                    out[n, first + 3, i, j] = d
-                near += LANES * terms
-                far += LANES * terms
+        for first in range(0, outputs, LANES):
+            for j in range(length):
+                places[j] = base[j] * np.int32(channels) + np.int32(first * terms)
+            step_x = (depth + 1) * channels
+            apply_row(
+                table.reshape(-1), places, step_x, channels, column_weights, upper, pixels.reshape(-1), terms, lanes
+            )
+            for o in range(first, min(first + LANES, outputs)):
+                target, lane = out[n, o, i], o - first
+                for j in range(length):
+                    target[j] = lanes[LANES * j + lane]
 
 
 def _slice_apply_bwd_pixels_kernel(
