@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 
 def _interrupted() -> int:
-    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr)
+    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr, flush=True)
     return 130
 
 
-# Loading these takes seconds, in which a user may change their mind.
+def _on_interrupt(handler: Any) -> None:
+    # A background job of a shell ignores the signal, and goes on doing so.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+if __name__ == "__main__":
+    # The imports take seconds, and an exception would be lost in them: some is C++, some catches everything.
+    _on_interrupt(lambda *_: os._exit(_interrupted()))
+
+import numpy as np
+import torch
+
+import bilagrid
+from bilagrid.filters import filter_lattice
+
 try:
-    import numpy as np
-    import torch
+    import tyro
+    from tqdm import tqdm
 
-    import bilagrid
-    from bilagrid.filters import filter_lattice
-
-    try:
-        import tyro
-        from tqdm import tqdm
-
-        from bilagrid import images
-    except ImportError:
-        _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
-        print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
-        sys.exit(2)
-except KeyboardInterrupt:
-    sys.exit(_interrupted())
+    from bilagrid import images
+except ImportError:
+    _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
+    print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
+    sys.exit(2)
 
 _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IN ... OUT]")]
 _High = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HIGH")]
@@ -352,4 +359,5 @@ def _luma(picture: images.Picture) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    _on_interrupt(signal.default_int_handler)
     sys.exit(main())

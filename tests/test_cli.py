@@ -1,6 +1,7 @@
 """The command line on real photographs, as a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def save(path, values, **attributes):
     return path
 
 
+def album(tmp_path, *names):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        save(folder / name, photograph())
+    return folder
+
+
 def load(path):
     config = oiio.ImageSpec()
     config.attribute("oiio:UnassociatedAlpha", 1)
@@ -55,6 +64,15 @@ def load(path):
 
 def run(*arguments):
     return main([str(argument) for argument in arguments])
+
+
+def launch(folder, *command):
+    """The command line in a process of its own."""
+    # Other tests set the interpreter, in which a photograph takes minutes.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment, **pipes)
 
 
 def refused(capsys, *arguments):
@@ -123,32 +141,31 @@ def test_metadata_is_kept(tmp_path, suffix):
 
 
 def test_icc_profile_is_kept(tmp_path):
-    profile = (
-        pytest.importorskip("PIL.ImageCms")
-        .ImageCmsProfile(pytest.importorskip("PIL.ImageCms").createProfile("sRGB"))
-        .tobytes()
-    )
-    from PIL import Image
-
+    cms, image = pytest.importorskip("PIL.ImageCms"), pytest.importorskip("PIL.Image")
+    profile = cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()
     for suffix in ("png", "jpg", "tif"):
-        Image.fromarray(photograph()).save(tmp_path / f"in.{suffix}", icc_profile=profile)
+        image.fromarray(photograph()).save(tmp_path / f"in.{suffix}", icc_profile=profile)
         assert run("filter", tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}") == 0
-        with Image.open(tmp_path / f"out.{suffix}") as result:
+        with image.open(tmp_path / f"out.{suffix}") as result:
             assert result.info["icc_profile"] == profile
 
 
 def test_folder(tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "b.jpg", "c.tif"):
-        save(folder / name, photograph())
+    folder = album(tmp_path, "a.png", "b.jpg", "c.tif")
     (folder / "notes.txt").write_text("left out")
     assert run("filter", folder, tmp_path / "out") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg", "c.tif"]
-    assert "1 other files" in capsys.readouterr().err
+    assert "in: 1 other file is left out" in capsys.readouterr().err
     (tmp_path / "out" / "a.png").unlink()
     kept = (tmp_path / "out" / "b.jpg").stat().st_mtime_ns
-    assert "exists" in refused(capsys, "filter", folder / "a.png", folder / "b.jpg", tmp_path / "out")
+    assert "b.jpg exists; --overwrite replaces it" in refused(
+        capsys, "filter", folder / "a.png", folder / "b.jpg", tmp_path / "out"
+    )
+    (folder / "more.txt").write_text("left out")
+    assert run("filter", folder, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "in: 2 other files are left out" in message
+    assert "b.jpg and 1 more exist; --overwrite replaces them" in message
     assert not (tmp_path / "out" / "a.png").exists()
     assert run("filter", folder, tmp_path / "out", "--skip-existing") == 0
     assert (tmp_path / "out" / "a.png").exists()
@@ -198,19 +215,11 @@ def test_upsample_refuses(tmp_path, capsys, wrong):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        ("--sigma-space", 0),
-        ("--sigma-space", -1),
-        ("--sigma-color", 0),
-        ("--sigma-color", "nan"),
-        ("--sigma-space", "inf"),
-    ],
-)
+@pytest.mark.parametrize("option", ["space=0", "space=-1", "space=inf", "color=0", "color=nan"])
 def test_absurd_sigmas(tmp_path, capsys, option):
     source = save(tmp_path / "in.png", photograph())
-    assert option[0] in refused(capsys, "filter", source, tmp_path / "out.png", f"{option[0]}={option[1]}")
+    wanted = f"--sigma-{option.split('=')[0]} must be a number above 0"
+    assert wanted in refused(capsys, "filter", source, tmp_path / "out.png", f"--sigma-{option}")
 
 
 @pytest.mark.parametrize("sigma", [1e-7, 1e-300])
@@ -235,7 +244,10 @@ def test_damaged_input(tmp_path, capsys, suffix, damage):
 
 def test_wrong_targets(tmp_path, capsys):
     source = save(tmp_path / "in.png", photograph(channels=4))
-    assert "is an input" in refused(capsys, "filter", source, source, "--overwrite")
+    (tmp_path / "hard.png").hardlink_to(source)
+    for same in (source, tmp_path / "hard.png"):
+        assert "is an input" in refused(capsys, "filter", source, same)
+        assert "is an input" in refused(capsys, "filter", source, same, "--overwrite")
     assert "unknown output format" in refused(capsys, "filter", source, tmp_path / "out.xyz")
     assert "no alpha" in refused(capsys, "filter", source, tmp_path / "out.jpg")
     assert "no such folder" in refused(capsys, "filter", source, tmp_path / "none" / "out.png")
@@ -250,47 +262,127 @@ def test_wrong_targets(tmp_path, capsys):
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
 def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, fault):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        save(folder / name, photograph())
-    encode = images._encode
+    folder = album(tmp_path, "a.png", "b.png", "c.png")
+    calls = []
 
-    def failing(path, spec, values):
-        if ".b-" in path.name:
-            path.write_bytes(b"half a picture")
+    def failing(number):
+        calls.append(number)
+        if len(calls) == 2:
             raise fault
-        encode(path, spec, values)
 
-    monkeypatch.setattr(images, "_encode", failing)
+    monkeypatch.setattr(images.os, "fsync", failing)
     assert run("filter", folder, tmp_path / "out") == (130 if fault is KeyboardInterrupt else 2)
     assert sorted(os.listdir(tmp_path / "out")) == (["a.png"] if fault is KeyboardInterrupt else ["a.png", "c.png"])
 
 
-def test_one_bad_file_does_not_stop_a_folder(tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        save(folder / name, photograph())
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize(("suffix", "kind"), KINDS)
+def test_encoding(tmp_path, monkeypatch, memory, suffix, kind):
+    like = images.read(save(tmp_path / f"in.{suffix}", photograph(kind=kind)))
+    monkeypatch.setattr(images, "_MEMORY", memory and images._MEMORY)
+    out = tmp_path / f"out.{suffix}"
+    images.write(out, like.pixels, like)
+    assert np.abs(images.read(out).pixels - like.pixels).mean() <= (0.02 if suffix == "jpg" else 0)
+    if suffix != "tif":
+        whole, form = out.read_bytes(), images._FORMATS[out.suffix]
+        assert [images._whole(whole[:end], form) for end in (0, 99, -1, None)] == [False, False, False, True]
+
+
+# Without memory libjpeg ends the process.
+@pytest.mark.parametrize(("suffix", "memory"), [("png", 1), ("tif", 1), ("jpg", 1), ("png", 0), ("tif", 0)])
+def test_no_room(tmp_path, suffix, memory):
+    pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(0, 256, (500, 700, 3)).astype(np.uint8)
+    source, target = save(tmp_path / f"in.{suffix}", noise), tmp_path / f"out.{suffix}"
+    options = ("--sigma-space", 4, "--sigma-color", 0.02)
+    # Compiles the kernels too, whose files are then not held to the limit.
+    assert run("filter", source, target, *options) == 0
+    before = target.read_bytes()
+    room = len(before) - 50  # All but the end, which is the directory of a TIFF.
+    code = (
+        "import resource, sys; from bilagrid import images; from bilagrid.__main__ import main;"
+        f"images._MEMORY &= {bool(memory)}; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); sys.exit(main())"
+    )
+    process = launch(tmp_path, "-c", code, "filter", source, target, "--overwrite", *options)
+    out, message = process.communicate()
+    assert (process.returncode, out) == (2, ""), message
+    assert message.startswith(f"bilagrid: {target}: cannot be written: ")
+    assert message.count("\n") == 1, message
+    assert target.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == sorted([source.name, target.name])
+
+
+def test_foreign_profile_is_dropped(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    profile = b"".join([bytes(16), b"CMYK", b"Lab ", bytes(12), b"acsp", bytes(160)])
+    for suffix in ("jpg", "tif"):
+        source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+        image.new("CMYK", (40, 30), (10, 20, 30, 40)).save(source, icc_profile=profile)
+        assert run("filter", source, target) == 0
+        with image.open(target) as result:
+            assert result.mode == "RGB"
+            assert "icc_profile" not in result.info
+
+
+def test_replacing_keeps_mode_and_links(tmp_path, capsys):
+    source, secret = save(tmp_path / "in.png", photograph()), save(tmp_path / "secret.png", photograph(8, 8))
+    secret.chmod(0o640)
+    link, dangling = tmp_path / "link.png", tmp_path / "dangling.png"
+    link.symlink_to(secret)
+    dangling.symlink_to(tmp_path / "nothing.png")
+    assert "exists" in refused(capsys, "filter", source, dangling)
+    for target, file in ((link, secret), (dangling, tmp_path / "nothing.png")):
+        assert run("filter", source, target, "--overwrite") == 0
+        assert target.is_symlink()
+        assert load(file)[0].shape == (60, 80, 3)
+    assert secret.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "nothing.png").stat().st_mode == source.stat().st_mode
+    os.mkfifo(tmp_path / "fifo.png")
+    assert "is not a file" in refused(capsys, "filter", source, tmp_path / "fifo.png", "--overwrite")
+
+
+def test_long_name(tmp_path):
+    name = "n" * 245 + ".png"
+    assert run("filter", save(tmp_path / "in.png", photograph()), tmp_path / name) == 0
+    assert sorted(os.listdir(tmp_path)) == ["in.png", name]
+
+
+def test_bad_files_do_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    folder = album(tmp_path, "a.png", "b.png", "c.png", "d.png")
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:3000])
-    assert run("filter", folder, tmp_path / "out") == 2
-    assert "b.png" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+    (folder / "d.png").write_text("no picture at all")
+    names = [folder / "a.png", folder / "none.png", folder / "b.png", folder / "c.png", folder / "d.png"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for sources, bad in (([folder], ["b.png", "d.png"]), (names, ["none.png", "b.png", "d.png"])):
+        out = tmp_path / f"out{len(bad)}"
+        assert run("filter", *sources, out) == 2
+        done = capsys.readouterr()
+        assert sorted(os.listdir(out)) == ["a.png", "c.png"]
+        assert f"wrote 2 of {2 + len(bad)} pictures" in done.out
+        assert "100%" in done.err
+        failures = [line for line in done.err.splitlines() if line.startswith("bilagrid: ")]
+        assert [Path(line.split(": ")[1]).name for line in failures] == bad
+        assert all(done.err.count(name) == 1 for name in bad)
+
+
+def test_interruption_while_loading(tmp_path):
+    (tmp_path / "torch.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    script = Path(__file__).parents[1] / "bilagrid" / "__main__.py"
+    with launch(tmp_path, "-c", f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')") as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        message = process.stderr.read()
+    assert process.returncode == 130, message
+    assert message == "bilagrid: interrupted; files finished so far are kept\n"
 
 
 def test_without_input(tmp_path):
-    # Other tests set the interpreter, in which a photograph takes minutes.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    command = [sys.executable, "-m", "bilagrid", "filter"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "16 x 51 x 76" in done.stdout
+    out, message = launch(tmp_path, "-m", "bilagrid", "filter").communicate()
+    assert message == ""
+    assert " x 51 x 76 nodes" in out
     assert load(tmp_path / "coffee_filtered.png")[0].shape == (400, 600, 3)
     assert load(tmp_path / "coffee_before_after.png")[0].shape == (428, 1208, 3)
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "Traceback" not in again.stderr
+    assert "Traceback" not in launch(tmp_path, "-m", "bilagrid", "filter").communicate()[1]
 
 
 @pytest.mark.parametrize("command", ["filter", "upsample"])
@@ -301,3 +393,6 @@ def test_help_teaches(capsys, command):
     text = " ".join(capsys.readouterr().out.split())
     assert "python -m bilagrid" in text
     assert "standard deviation" in text
+    if command == "upsample":
+        assert "HIGH LOW_IN LOW_OUT OUT" in text
+        assert "PATH" not in text
