@@ -27,17 +27,15 @@ if __name__ == "__main__":
     # The imports take seconds, and an exception would be lost in them: some is C++, some catches everything.
     _on_interrupt(lambda *_: os._exit(_interrupted()))
 
-import numpy as np
-import torch
-
-import bilagrid
-from bilagrid.filters import filter_lattice
-
 try:
+    import numpy as np
+    import torch
     import tyro
     from tqdm import tqdm
 
+    import bilagrid
     from bilagrid import images
+    from bilagrid.filters import filter_lattice
 except ImportError:
     _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
     print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
