@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 __all__ = ["Lattice"]
 
 # Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
@@ -201,7 +203,9 @@ def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tup
             raise TypeError(f"{name} must be {symbols}, {count} integers, got {value!r}")
         for extent in value:
             _integer(name, extent)
-        if len(value) != count or not all(1 <= extent <= _LARGEST_EXTENT for extent in value):
+        # A bound on a symbolic extent would become a bound of the exported program.
+        bounded = torch.compiler.is_compiling() or all(extent <= _LARGEST_EXTENT for extent in value)
+        if len(value) != count or not (bounded and all(extent >= 1 for extent in value)):
             raise ValueError(f"{name} must be {symbols}, each from 1 to 2**31 - 1, got {tuple(value)}")
     depth, rows, columns = size
     height, width = image_size
