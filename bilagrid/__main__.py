@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-
-def _interrupted() -> int:
-    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr, flush=True)
-    return 130
-
-
-def _on_interrupt(handler: Any) -> None:
-    # A background job of a shell ignores the signal, and goes on doing so.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, handler)
-
+from bilagrid import commands
+from bilagrid.commands import Refusal, check_file, refuse_same, unwritten
 
 if __name__ == "__main__":
-    # The imports take seconds, and an exception would be lost in them: some is C++, some catches everything.
-    _on_interrupt(lambda *_: os._exit(_interrupted()))
+    commands.end_on_interrupt()
 
 try:
     import numpy as np
     import torch
+    import tqdm  # noqa: F401 -- `commands` draws the progress bar
     import tyro
-    from tqdm import tqdm
 
     import bilagrid
     from bilagrid import images
@@ -46,10 +35,6 @@ _High = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HIGH")]
 _LowIn = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_IN")]
 _LowOut = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_OUT")]
 _Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-
-
-class _RefusalError(Exception):
-    """What the user has to change, in one line."""
 
 
 def filter_(
@@ -88,42 +73,28 @@ def filter_(
         skip_existing: leave files that exist as they are and do the rest.
     """
     _check_sigmas(sigma_space, sigma_color)
-    if overwrite and skip_existing:
-        raise _RefusalError("--overwrite and --skip-existing exclude each other")
     if not paths:
         if guide is not None:
-            raise _RefusalError("--guide needs an input of its own: filter IN OUT --guide FILE")
+            raise Refusal("--guide needs an input of its own: filter IN OUT --guide FILE")
         _demonstrate(sigma_space, sigma_color, overwrite)
         return
     if len(paths) == 1:
-        raise _RefusalError(f"OUT is missing: filter {paths[0]} OUT")
-    jobs = _jobs(paths[:-1], paths[-1])
-    _refuse_same([*(source for source, _ in jobs), *([guide] if guide else [])], [target for _, target in jobs])
-    todo = _unwritten(jobs, overwrite, skip_existing)
+        raise Refusal(f"OUT is missing: filter {paths[0]} OUT")
+    jobs = commands.jobs(paths[:-1], paths[-1], images.SUFFIXES)
+    refuse_same([*(source for source, _ in jobs), *([guide] if guide else [])], [target for _, target in jobs])
+    todo = unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
     guide_picture = None if guide is None else images.read(guide)
 
-    single = len(jobs) == 1 and not paths[0].is_dir()
-    failures = []
-    for source, target in tqdm(todo, unit="picture", disable=None if len(todo) > 1 else True):
-        try:
-            picture = images.read(source)
-            images.check_target(target, picture.spec)
-            if guide_picture is not None and guide_picture.size != picture.size:
-                raise _RefusalError(
-                    f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}"
-                )
-            smooth, _ = _smooth(picture, guide_picture, sigma_space, sigma_color)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            images.write(target, smooth, picture, alpha=picture.alpha)
-        except (images.ImageError, _RefusalError, ValueError, OSError) as error:
-            if single:
-                raise
-            named = isinstance(error, (images.ImageError, _RefusalError))
-            failures.append(str(error) if named else f"{source}: {error}")
-    done = len(todo) - len(failures)
-    print(f"wrote {todo[0][1]}" if single and done else f"wrote {done} of {_count(len(jobs), 'picture')}")
-    if failures:
-        raise _RefusalError("\nbilagrid: ".join(failures))
+    def smooth(source: Path, target: Path) -> None:
+        picture = images.read(source)
+        images.check_target(target, picture.spec)
+        if guide_picture is not None and guide_picture.size != picture.size:
+            raise Refusal(f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}")
+        result, _ = _smooth(picture, guide_picture, sigma_space, sigma_color)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images.write(target, result, picture, alpha=picture.alpha)
+
+    commands.work(jobs, todo, smooth, single=len(jobs) == 1 and not paths[0].is_dir())
 
 
 def upsample(
@@ -160,21 +131,21 @@ def upsample(
     sources = [high, low_in, low_out]
     for source in sources:
         images.probe(source)
-    _check_file(out)
-    _refuse_same(sources, [out])
-    _unwritten([(low_out, out)], overwrite, False)
+    check_file(out, images.SUFFIXES)
+    refuse_same(sources, [out])
+    unwritten([(low_out, out)], overwrite=overwrite)
     large, small, edited = (images.read(source) for source in sources)
     images.check_target(out, edited.spec)
     if large.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise _RefusalError(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
+        raise Refusal(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
     if small.size != edited.size:
-        raise _RefusalError(f"LOW_OUT must be as large as LOW_IN, {_extent(small)}, got {_extent(edited)}")
+        raise Refusal(f"LOW_OUT must be as large as LOW_IN, {_extent(small)}, got {_extent(edited)}")
     if any(low > full for low, full in zip(small.size, large.size, strict=True)):
-        raise _RefusalError(f"HIGH must be at least as large as LOW_IN, {_extent(small)}, got {_extent(large)}")
+        raise Refusal(f"HIGH must be at least as large as LOW_IN, {_extent(small)}, got {_extent(large)}")
     ratios = [full / low for low, full in zip(small.size, large.size, strict=True)]
     # Shrinking rounds each side to whole pixels, by at most one.
     if abs(ratios[0] - ratios[1]) * min(small.size) > max(ratios) + 1e-6:
-        raise _RefusalError(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
+        raise Refusal(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
     result = bilagrid.joint_bilateral_upsample(
         _tensor(edited.pixels), _luma(small), _luma(large), sigma_space=sigma_space, sigma_color=sigma_color
     )
@@ -188,23 +159,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {"filter": filter_, "upsample": upsa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS,
-            prog="python -m bilagrid",
-            description="Edge-aware image processing with the bilateral grid.",
-            args=argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except KeyboardInterrupt:
-        return _interrupted()
-    except (images.ImageError, _RefusalError, ValueError, OverflowError, OSError) as error:
-        print(f"bilagrid: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("bilagrid: not enough memory for this picture and these sigmas", file=sys.stderr)
-        return 2
-    return 0
+    return commands.run("python -m bilagrid", "Edge-aware image processing with the bilateral grid.", _COMMANDS, argv)
 
 
 def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> None:
@@ -212,12 +167,12 @@ def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> Non
         import skimage.data
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
-        raise _RefusalError(
+        raise Refusal(
             f'the example photograph comes with scikit-image: python -m pip install -c constraints.txt -e ".[images]" ({error})'
         ) from None
     source = Path(skimage.data.__file__).parent / "coffee.png"
     target, comparison = Path("coffee_filtered.png"), Path("coffee_before_after.png")
-    _unwritten([(source, target), (source, comparison)], overwrite, False)
+    unwritten([(source, target), (source, comparison)], overwrite=overwrite)
     picture = images.read(source)
     for path in (target, comparison):
         images.check_target(path, picture.spec)
@@ -252,87 +207,10 @@ def _smooth(
     return _array(result), lattice.size
 
 
-def _jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Pairs of file to read and file to write."""
-    files: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            inside = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-            pictures = [path for path in inside if path.suffix.lower() in images.SUFFIXES]
-            if not pictures:
-                raise _RefusalError(f"{source}: holds no {' '.join(images.SUFFIXES)} files")
-            if len(pictures) < len(inside):
-                others = len(inside) - len(pictures)
-                left = f"{_count(others, 'other file')} {'is' if others == 1 else 'are'} left out"
-                print(f"{source}: {left}", file=sys.stderr)
-            files += pictures
-        else:
-            files.append(source)
-    if len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
-        _check_file(out)
-        return [(sources[0], out)]
-    if os.path.lexists(out) and not out.is_dir():
-        raise _RefusalError(f"{out}: must be a folder to hold {_count(len(files), 'picture')}, is none")
-    if not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
-        raise _RefusalError(f"{out}: must be a folder to hold {_count(len(files), 'picture')}, has the name of a file")
-    jobs = [(file, out / file.name) for file in files]
-    seen: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target in seen:
-            raise _RefusalError(f"{seen[target]} and {source} would both be written to {target}")
-        seen[target] = source
-    return jobs
-
-
-def _check_file(out: Path) -> None:
-    if out.suffix.lower() not in images.SUFFIXES:
-        raise _RefusalError(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(images.SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise _RefusalError(f"{out.parent}: no such folder")
-
-
-def _unwritten(jobs: list[tuple[Path, Path]], overwrite: bool, skip_existing: bool) -> list[tuple[Path, Path]]:
-    # A link that leads nowhere exists too.
-    existing = [target for _, target in jobs if os.path.lexists(target)]
-    one = len(existing) == 1
-    if existing and skip_existing:
-        left = "exists and is left as it is" if one else "exist and are left as they are"
-        print(f"{_count(len(existing), 'file')} {left}", file=sys.stderr)
-        return [job for job in jobs if job[1] not in existing]
-    if existing and not overwrite:
-        what = (
-            "exists; --overwrite replaces it"
-            if one
-            else f"and {len(existing) - 1} more exist; --overwrite replaces them"
-        )
-        raise _RefusalError(f"{existing[0]} {what}")
-    return jobs
-
-
-def _refuse_same(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    taken = {identity for source in sources for identity in _identities(source)}
-    for target in targets:
-        if not taken.isdisjoint(_identities(target)):
-            raise _RefusalError(f"{target}: is an input, choose another name to write to")
-
-
-def _identities(path: Path) -> list[object]:
-    """What two names of one file have in common: where it lies, and, for hard links, its number."""
-    where = os.path.normcase(os.path.realpath(path))
-    if not path.exists():
-        return [where]
-    status = path.stat()
-    return [where, (status.st_dev, status.st_ino)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _check_sigmas(sigma_space: float, sigma_color: float) -> None:
     for name, value in (("--sigma-space", sigma_space), ("--sigma-color", sigma_color)):
         if not (math.isfinite(value) and value > 0):
-            raise _RefusalError(f"{name} must be a number above 0, got {value:g}")
+            raise Refusal(f"{name} must be a number above 0, got {value:g}")
 
 
 def _extent(picture: images.Picture) -> str:
@@ -357,5 +235,5 @@ def _luma(picture: images.Picture) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    _on_interrupt(signal.default_int_handler)
+    commands.on_interrupt(signal.default_int_handler)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Image files in and out: 8- and 16-bit PNG, TIFF and JPEG and float TIFF, with alpha, colour profile and EXIF. The command line is its one user."""
+"""Image files in and out: 8- and 16-bit PNG, TIFF and JPEG and float TIFF, with alpha, colour profile and EXIF."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bilagrid.commands import Refusal
 
 try:
     import OpenImageIO as oiio  # noqa: N813 -- its own documentation names it so
@@ -42,7 +44,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(Exception):
+class ImageError(Refusal):
     """A file that cannot be read or written, in one line for the user."""
 
 

@@ -366,7 +366,7 @@ def test_bad_files_do_not_stop_the_others(tmp_path, capsys, monkeypatch):
 
 
 def test_interruption_while_loading(tmp_path):
-    (tmp_path / "torch.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    (tmp_path / "tyro.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
     script = Path(__file__).parents[1] / "bilagrid" / "__main__.py"
     with launch(tmp_path, "-c", f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')") as process:
         assert process.stdout.readline() == "loading\n"

@@ -1,0 +1,157 @@
+"""What the command lines share: refusals in one line, files in and files out, a progress bar, and interruption. It imports nothing slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Job = tuple[Path, Path]
+
+
+class Refusal(Exception):  # noqa: N818 -- it tells the user what to change, not that something broke
+    """What the user has to change, in one line."""
+
+
+def interrupted() -> int:
+    """Says that the work was interrupted; returns the exit code."""
+    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr, flush=True)
+    return 130
+
+
+def on_interrupt(handler: Any) -> None:
+    """Installs a handler of Ctrl-C, unless the process was started to ignore it, as a background job of a shell is."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def end_on_interrupt() -> None:
+    """Ctrl-C ends the process at once, for as long as modules are imported: an exception would be lost there, some is C++, some catches everything."""
+    on_interrupt(lambda *_: os._exit(interrupted()))
+
+
+def run(prog: str, description: str, commands: dict[str, Callable[..., None]], argv: Sequence[str] | None) -> int:
+    """Runs one of ``commands``, whose arguments and help are its function's; returns the exit code: 0 done, 2 refused, 130 interrupted."""
+    import tyro
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except KeyboardInterrupt:
+        return interrupted()
+    except (Refusal, ValueError, OverflowError, OSError) as error:
+        print(f"bilagrid: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("bilagrid: not enough memory for this picture and these options", file=sys.stderr)
+        return 2
+    return 0
+
+
+def jobs(sources: Sequence[Path], out: Path, suffixes: Sequence[str]) -> list[Job]:
+    """Pairs of file to read and file to write: one file and its target, or files and folders and the folder that takes the results."""
+    files: list[Path] = []
+    for source in sources:
+        files += pictures_in(source, suffixes) if source.is_dir() else [source]
+    if len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
+        check_file(out, suffixes)
+        return [(sources[0], out)]
+    if os.path.lexists(out) and not out.is_dir():
+        raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, is none")
+    if not out.is_dir() and out.suffix.lower() in suffixes:
+        raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, has the name of a file")
+    pairs = [(file, out / file.name) for file in files]
+    seen: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in seen:
+            raise Refusal(f"{seen[target]} and {source} would both be written to {target}")
+        seen[target] = source
+    return pairs
+
+
+def pictures_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files of these suffixes in a folder, sorted; says how many others are left out."""
+    if not folder.is_dir():
+        raise Refusal(f"{folder}: no such folder")
+    inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in inside if path.suffix.lower() in suffixes]
+    if not pictures:
+        raise Refusal(f"{folder}: holds no {' '.join(suffixes)} files")
+    if len(pictures) < len(inside):
+        others = len(inside) - len(pictures)
+        left = f"{count(others, 'other file')} {'is' if others == 1 else 'are'} left out"
+        print(f"{folder}: {left}", file=sys.stderr)
+    return pictures
+
+
+def check_file(out: Path, suffixes: Sequence[str]) -> None:
+    """Refuses a file to write whose format is unknown or whose folder is missing."""
+    if out.suffix.lower() not in suffixes:
+        raise Refusal(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise Refusal(f"{out.parent}: no such folder")
+
+
+def unwritten(pairs: list[Job], *, overwrite: bool, skip_existing: bool = False) -> list[Job]:
+    """The jobs left to do; refuses where a target exists and the user said nothing of it."""
+    if overwrite and skip_existing:
+        raise Refusal("--overwrite and --skip-existing exclude each other")
+    # A link that leads nowhere exists too.
+    existing = [target for _, target in pairs if os.path.lexists(target)]
+    one = len(existing) == 1
+    if existing and skip_existing:
+        left = "exists and is left as it is" if one else "exist and are left as they are"
+        print(f"{count(len(existing), 'file')} {left}", file=sys.stderr)
+        return [job for job in pairs if job[1] not in existing]
+    if existing and not overwrite:
+        what = (
+            "exists; --overwrite replaces it"
+            if one
+            else f"and {len(existing) - 1} more exist; --overwrite replaces them"
+        )
+        raise Refusal(f"{existing[0]} {what}")
+    return pairs
+
+
+def refuse_same(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Refuses a target that is one of the sources, by whatever name."""
+    taken = {identity for source in sources for identity in _identities(source)}
+    for target in targets:
+        if not taken.isdisjoint(_identities(target)):
+            raise Refusal(f"{target}: is an input, choose another name to write to")
+
+
+def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *, single: bool) -> None:
+    """Does each job under a progress bar; one that fails is told at the end, and the others are done all the same."""
+    from tqdm import tqdm
+
+    failures = []
+    for source, target in tqdm(todo, unit="picture", disable=None if len(todo) > 1 else True):
+        try:
+            do(source, target)
+        except (Refusal, ValueError, OSError) as error:
+            if single:
+                raise
+            failures.append(str(error) if isinstance(error, Refusal) else f"{source}: {error}")
+    done = len(todo) - len(failures)
+    print(f"wrote {todo[0][1]}" if single and done else f"wrote {done} of {count(len(pairs), 'picture')}")
+    if failures:
+        raise Refusal("\nbilagrid: ".join(failures))
+
+
+def count(number: int, noun: str) -> str:
+    """``3 pictures``, ``1 picture``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _identities(path: Path) -> list[object]:
+    """What two names of one file have in common: where it lies, and, for hard links, its number."""
+    where = os.path.normcase(os.path.realpath(path))
+    if not path.exists():
+        return [where]
+    status = path.stat()
+    return [where, (status.st_dev, status.st_ino)]
