@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,6 +144,27 @@ def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *,
     print(f"wrote {todo[0][1]}" if single and done else f"wrote {done} of {count(len(pairs), 'picture')}")
     if failures:
         raise Refusal("\nbilagrid: ".join(failures))
+
+
+def replace(target: Path, data: bytes) -> None:
+    """Puts ``data`` at ``target``, whole or not at all; a file that was there keeps its mode."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    # Not made of the target's name, which may already be as long as a name can be.
+    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
+    file = open(  # noqa: SIM115 -- it is closed below, before it is moved
+        temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
+    )
+    try:
+        with file:
+            if mode is not None:
+                temporary.chmod(mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def count(number: int, noun: str) -> str:

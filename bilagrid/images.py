@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import secrets
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bilagrid.commands import Refusal
+from bilagrid.commands import Refusal, replace
 
 try:
     import OpenImageIO as oiio  # noqa: N813 -- its own documentation names it so
@@ -50,16 +49,24 @@ class ImageError(Refusal):
 
 @dataclass(frozen=True)
 class Picture:
-    """An upright picture: gray or colour ``(H, W, 1 or 3)`` in [0, 1] (float files: as they are), the rest as it was in the file."""
+    """An upright picture: gray or colour values ``(H, W, 1 or 3)`` and alpha at their own depth, the rest as it was in the file."""
 
-    pixels: np.ndarray
+    values: np.ndarray
     alpha: np.ndarray | None
-    dtype: np.dtype
     spec: Any
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.pixels.shape[0], self.pixels.shape[1]
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """The values as float32 in [0, 1]; those of float files as they are."""
+        return scaled(self.values)
 
 
 def probe(path: Path) -> Any:
@@ -105,7 +112,7 @@ def read(path: Path) -> Picture:
         raise ImageError(f"{path}: holds values that are not finite")
     colours = 3 if spec.nchannels >= 3 else 1
     alpha = values[:, :, colours:] if spec.nchannels > colours else None
-    return Picture(_scaled(values[:, :, :colours]), alpha, values.dtype, spec)
+    return Picture(values[:, :, :colours], alpha, spec)
 
 
 def check_target(path: Path, spec: Any) -> None:
@@ -122,41 +129,37 @@ def check_target(path: Path, spec: Any) -> None:
 
 
 def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | None = None) -> None:
-    """Writes pixels ``(H, W, 1 or 3)`` in the depth and with the metadata of `like`, whole or not at all.
-
-    Alpha is given at its own depth. JPEG holds 8 bits, other formats the depth of `like`.
-    """
+    """Writes pixels ``(H, W, 1 or 3)``, in [0, 1] or at `depth`, with the metadata of `like`, whole or not at all; alpha at any depth."""
     suffix = path.suffix.lower()
-    dtype = np.dtype(np.uint8) if suffix in _JPEG else like.dtype
-    values = _quantised(pixels, dtype)
+    dtype = depth(path, like)
+    values = pixels if pixels.dtype == dtype else quantised(pixels, dtype)
     if alpha is not None:
-        values = np.concatenate([values, alpha if alpha.dtype == dtype else _quantised(_scaled(alpha), dtype)], axis=2)
+        values = np.concatenate([values, alpha if alpha.dtype == dtype else quantised(scaled(alpha), dtype)], axis=2)
     spec = _spec(values, like.spec, jpeg=suffix in _JPEG, has_alpha=alpha is not None)
     try:
-        _replace(Path(os.path.realpath(path)), _encode(path, spec, values))
+        replace(Path(os.path.realpath(path)), _encode(path, spec, values))
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _replace(target: Path, data: bytes) -> None:
-    """Puts `data` at `target`; a file that was there keeps its mode."""
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-    # Not made of the target's name, which may already be as long as a name can be.
-    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
-    file = open(  # noqa: SIM115 -- it is closed below, before it is moved
-        temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
-    )
-    try:
-        with file:
-            if mode is not None:
-                temporary.chmod(mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+def depth(path: Path, like: Picture) -> np.dtype:
+    """What a file of this name holds of a picture: 8 bits in JPEG, else the depth it has."""
+    return np.dtype(np.uint8) if path.suffix.lower() in _JPEG else like.dtype
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Values of 8 or 16 bits as float32 in [0, 1]; floats as they are."""
+    if values.dtype == np.float32:
+        return values
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+
+
+def quantised(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Pixels in [0, 1] at a depth, clipped and rounded; for float32 as they are."""
+    if dtype == np.float32:
+        return pixels.astype(np.float32)
+    top = np.iinfo(dtype).max
+    return np.rint(np.clip(pixels.astype(np.float64), 0, 1) * top).astype(dtype)
 
 
 def _encode(path: Path, spec: Any, values: np.ndarray) -> bytes:
@@ -262,19 +265,6 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     elif str(spec.getattribute("Compression") or "").startswith("jpeg"):
         spec.erase_attribute("Compression")
     return spec
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    if values.dtype == np.float32:
-        return values
-    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
-
-
-def _quantised(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype == np.float32:
-        return pixels.astype(np.float32)
-    top = np.iinfo(dtype).max
-    return np.rint(np.clip(pixels.astype(np.float64), 0, 1) * top).astype(dtype)
 
 
 def _jpeg_complete(data: bytes) -> bool:

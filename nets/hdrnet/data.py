@@ -1,0 +1,142 @@
+"""What HDRNet is trained and measured on: pairs of pictures in folders, or photographs with an operator applied on the fly."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bilagrid import images
+from bilagrid.commands import Refusal, count, pictures_in
+from nets.hdrnet.operators import Operator
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+# Decoded pictures that a process keeps at hand.
+_KEPT = 64
+
+
+class Pairs:
+    """Folders ``input`` and ``output`` whose files have the same names, their suffixes aside; each pair of one size.
+
+    Raises:
+        Refusal: files without a partner, partners of two sizes, files that are not pictures.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        before, after = (
+            {path.stem: path for path in pictures_in(folder / side, images.SUFFIXES)} for side in ("input", "output")
+        )
+        alone = sorted(before.keys() ^ after.keys())
+        if alone:
+            raise Refusal(
+                f"{folder}: input and output must hold the same names, {count(len(alone), 'file')} of {len(before)} and {len(after)} "
+                f"{'has' if len(alone) == 1 else 'have'} no partner: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+            )
+        self.names = sorted(before)
+        self._paths = [(before[name], after[name]) for name in self.names]
+        self.sizes = [_size(path) for path, _ in self._paths]
+        for (path, partner), size in zip(self._paths, self.sizes, strict=True):
+            if _size(partner) != size:
+                raise Refusal(f"{partner}: must be as large as {path}, {_extent(size)}, is {_extent(_size(partner))}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pair(self, k: int) -> Pair:
+        """Pixels (H, W, 3) of pair k, before and after."""
+        return read_colour(self._paths[k][0]), read_colour(self._paths[k][1])
+
+    def draw(self, k: int, rng: np.random.Generator) -> Pair:
+        """A pair to learn from: here the one there is."""
+        return self.pair(k)
+
+
+class Photographs:
+    """A folder of photographs, or several files, and an operator that is applied to each as a whole.
+
+    ``variants`` times each photograph is seen in another exposure, gamma and white balance before the operator, so that few photographs teach more.
+    """
+
+    def __init__(self, sources: list[Path], operator: Operator, variants: int = 1) -> None:
+        self._paths = [
+            path
+            for source in sources
+            for path in (pictures_in(source, images.SUFFIXES) if source.is_dir() else [source])
+        ]
+        self.names = [path.stem for path in self._paths]
+        self.sizes = [_size(path) for path in self._paths]
+        self._operator, self._variants = operator, variants
+        self._made = functools.lru_cache(_KEPT)(self._make)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pair(self, k: int) -> Pair:
+        """Pixels (H, W, 3) of photograph k as it is, before and after the operator."""
+        return self._made(k, 0)
+
+    def draw(self, k: int, rng: np.random.Generator) -> Pair:
+        """Photograph k in one of its variants, before and after."""
+        return self._made(k, int(rng.integers(self._variants)))
+
+    def _make(self, k: int, variant: int) -> Pair:
+        pixels = read_colour(self._paths[k])
+        if variant:
+            rng = np.random.default_rng([k, variant])
+            gain = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.08, 3)).astype(np.float32)
+            pixels = np.clip(pixels ** np.float32(np.exp(rng.normal(0, 0.3))) * gain, 0, 1)
+        return pixels, self._operator(pixels)
+
+
+Source = Pairs | Photographs
+
+
+@dataclass(frozen=True)
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """An endless list of random crops at full resolution, turned and mirrored; item ``i`` depends on ``seed`` and ``i`` alone."""
+
+    source: Source
+    side: int
+    seed: int
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, item])
+        k = int(rng.integers(len(self.source)))
+        pair = self.source.draw(k, rng)
+        height, width = pair[0].shape[:2]
+        top, left = (int(rng.integers(extent - self.side + 1)) for extent in (height, width))
+        turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
+
+        def cut(pixels: np.ndarray) -> Tensor:
+            tile = np.rot90(pixels[top : top + self.side, left : left + self.side], turns)
+            tile = tile[:, ::-1] if mirror else tile
+            return torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))
+
+        return cut(pair[0]), cut(pair[1])
+
+
+def read_colour(path: Path) -> np.ndarray:
+    """Pixels (H, W, 3) of a file, gray repeated."""
+    pixels = _decode(path).pixels
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+
+
+_decode: Callable[[Path], images.Picture] = functools.lru_cache(_KEPT)(images.read)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(H, W) of a file, upright, from its header."""
+    spec = images.probe(path)
+    turned = spec.get_int_attribute("Orientation", 1) >= 5
+    return (spec.width, spec.height) if turned else (spec.height, spec.width)
+
+
+def _extent(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"

@@ -1,0 +1,64 @@
+"""Photographic operators to learn: what a slow program does to a whole photograph, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import skimage.exposure
+import torch
+
+import bilagrid
+
+# (H, W, 3) in [0, 1] to the same.
+Operator = Callable[[np.ndarray], np.ndarray]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def tone(pixels: np.ndarray) -> np.ndarray:
+    """An S-shaped tone curve on every channel, and more saturated colours."""
+    curved = 0.5 + np.tanh(2.6 * (pixels - 0.45)) / (2 * np.tanh(2.6 * 0.55))
+    gray = _luma(curved)
+    return np.clip(gray + 1.4 * (curved - gray), 0, 1).astype(np.float32)
+
+
+def clahe(pixels: np.ndarray) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation of luma, in 8x8 tiles; the change is added to every channel."""
+    gray = _luma(pixels)
+    equal = skimage.exposure.equalize_adapthist(gray[..., 0].clip(0, 1).astype(np.float64), clip_limit=0.015)
+    return np.clip(pixels + (equal[..., None] - gray), 0, 1).astype(np.float32)
+
+
+def contrast(pixels: np.ndarray) -> np.ndarray:
+    """Local contrast: detail, what a bilateral filter takes away, is doubled, and the range of what it leaves is narrowed by a quarter."""
+    image = torch.from_numpy(np.ascontiguousarray(_luma(pixels)[..., 0]))[None, None]
+    reach = 0.03 * max(image.shape[-2:])
+    base = bilagrid.bilateral_filter(image, sigma_space=reach, sigma_color=0.15, guide_range=(0.0, 1.0))
+    base = base[0, 0].numpy()[..., None]
+    detail = pixels - base
+    return np.clip(0.5 + 0.75 * (base - 0.5) + 2.0 * detail, 0, 1).astype(np.float32)
+
+
+OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": contrast}
+
+
+def look(before: np.ndarray, after: np.ndarray) -> Operator:
+    """What one pair of pictures does to colours, wherever they lie: an affine map for each of eight brightnesses, fitted to the pair."""
+    image, target = _tensor(before), _tensor(after)
+    grid = bilagrid.fit(image, target, size=(8, 1, 1), method="global")
+
+    def apply(pixels: np.ndarray) -> np.ndarray:
+        changed = bilagrid.slice_apply(grid, None, _tensor(pixels))
+        return changed[0].permute(1, 2, 0).clamp(0, 1).numpy()
+
+    return apply
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H, W, 1)."""
+    return (pixels @ _LUMA)[..., None]
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]

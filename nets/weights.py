@@ -1,0 +1,71 @@
+"""Networks and training states in safetensors files: tensors, and a header that says what they are. Nothing in them is ever run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bilagrid import commands
+
+Facts = dict[str, Any]
+
+
+def save(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
+    """Writes tensors and facts (anything that JSON holds), whole or not at all."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(stored, {"facts": json.dumps(facts)})
+    commands.replace(Path(os.path.realpath(path)), data)
+
+
+def load(path: Path, kind: str) -> tuple[dict[str, Tensor], Facts]:
+    """The tensors and facts of a file whose facts say that it is of this kind.
+
+    Raises:
+        ValueError: a file that is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+    except (safetensors.SafetensorError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors: {error}") from None
+    if not isinstance(facts, dict) or facts.get("kind") != kind:
+        found = facts.get("kind") if isinstance(facts, dict) else None
+        raise ValueError(f"{path}: expected a file that holds {kind!r}, got {found!r}")
+    return tensors, facts
+
+
+def save_network(path: Path, net: nn.Module, **facts: Any) -> None:
+    """Writes a network that keeps its arguments in ``config``, with more facts beside them."""
+    save(path, net.state_dict(), {"kind": type(net).__name__, "config": net.config, **facts})
+
+
+def load_network(path: Path, build: Callable[..., nn.Module], device: str | torch.device = "cpu") -> nn.Module:
+    """The network of a file of `save_network`, in evaluation mode; ``build`` is its class.
+
+    Raises:
+        ValueError: a file that does not hold such a network, whole and finite.
+    """
+    tensors, facts = load(path, build.__name__)
+    try:
+        net = build(**facts["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: holds no arguments that {build.__name__} takes: {error}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: holds values that are not finite, in {name}")
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit {build.__name__}: {' '.join(str(error).split())}") from None
+    return net.to(device).eval()
