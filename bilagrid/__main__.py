@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +21,7 @@ try:
     import tyro
 
     import bilagrid
-    from bilagrid import images
+    from bilagrid import demonstration, images
     from bilagrid.filters import filter_lattice
 except ImportError:
     _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
@@ -90,7 +88,7 @@ def filter_(
         images.check_target(target, picture.spec)
         if guide_picture is not None and guide_picture.size != picture.size:
             raise Refusal(f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}")
-        result, _ = _smooth(picture, guide_picture, sigma_space, sigma_color)
+        result = _smooth(picture, guide_picture, sigma_space, sigma_color)
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, result, picture, alpha=picture.alpha)
 
@@ -163,54 +161,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> None:
-    try:
-        import skimage.data
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise Refusal(
-            f'the example photograph comes with scikit-image: python -m pip install -c constraints.txt -e ".[images]" ({error})'
-        ) from None
-    source = Path(skimage.data.__file__).parent / "coffee.png"
-    target, comparison = Path("coffee_filtered.png"), Path("coffee_before_after.png")
-    unwritten([(source, target), (source, comparison)], overwrite=overwrite)
-    picture = images.read(source)
-    for path in (target, comparison):
-        images.check_target(path, picture.spec)
-    began = time.perf_counter()
-    smooth, _ = _smooth(picture, None, sigma_space, sigma_color)
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    smooth, grid_size = _smooth(picture, None, sigma_space, sigma_color)
-    again = time.perf_counter() - began
-    images.write(target, smooth, picture)
-
-    band = 28
-    height, width = picture.size
-    sheet = Image.new("RGB", (2 * width + 8, height + band), "white")
-    for left, label, pixels in ((0, "before", picture.pixels), (width + 8, "after", smooth)):
-        sheet.paste(Image.fromarray(np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)), (left, band))
-        ImageDraw.Draw(sheet).text((left + 4, 5), label, fill="black", font=ImageFont.load_default(16))
-    images.write(comparison, np.asarray(sheet, dtype=np.float32) / 255, picture)
-    print(f"picture  {width}x{height}, {source.name} from scikit-image")
-    print(f"grid     {' x '.join(map(str, grid_size))} nodes (brightness, rows, columns)")
-    print(f"time     {again * 1e3:.0f} ms; the first call, which loads or compiles the kernels, {first:.1f} s")
-    print(f"wrote    {target}\nwrote    {comparison}")
+    picture = images.read(demonstration.photograph())
+    lattice, _ = filter_lattice(_luma(picture), sigma_space, sigma_color)
+    grid = f"{' x '.join(map(str, lattice.size))} nodes (brightness, rows, columns)"
+    demonstration.before_after(
+        "filtered",
+        lambda picture: _smooth(picture, None, sigma_space, sigma_color),
+        overwrite=overwrite,
+        facts={"grid": grid},
+    )
 
 
 def _smooth(
     picture: images.Picture, guide: images.Picture | None, sigma_space: float, sigma_color: float
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The filtered pixels and the size of the grid that made them."""
+) -> np.ndarray:
     luma = _luma(guide or picture)
     result = bilagrid.bilateral_filter(_tensor(picture.pixels), luma, sigma_space=sigma_space, sigma_color=sigma_color)
-    lattice, _ = filter_lattice(luma, sigma_space, sigma_color)
-    return _array(result), lattice.size
-
-
-def _check_sigmas(sigma_space: float, sigma_color: float) -> None:
-    for name, value in (("--sigma-space", sigma_space), ("--sigma-color", sigma_color)):
-        if not (math.isfinite(value) and value > 0):
-            raise Refusal(f"{name} must be a number above 0, got {value:g}")
+    return _array(result)
 
 
 def _extent(picture: images.Picture) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from bilagrid import images
 from bilagrid.commands import Refusal, count, pictures_in
 from nets.hdrnet.operators import Operator
 
+# (H, W, 3) each, at the depth of their files; `images.scaled` gives pixels.
 Pair = tuple[np.ndarray, np.ndarray]
 
-# Decoded pictures that a process keeps at hand.
-_KEPT = 64
+# Memory for pictures that a process keeps at hand, at their own depth.
+_KEPT_BYTES = 2**30
 
 
 class Pairs:
@@ -45,54 +46,49 @@ class Pairs:
         for (path, partner), size in zip(self._paths, self.sizes, strict=True):
             if _size(partner) != size:
                 raise Refusal(f"{partner}: must be as large as {path}, {_extent(size)}, is {_extent(_size(partner))}")
+        self._read = functools.lru_cache(_kept(self.sizes))(lambda k: tuple(_colour(path) for path in self._paths[k]))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def pair(self, k: int) -> Pair:
-        """Pixels (H, W, 3) of pair k, before and after."""
-        return read_colour(self._paths[k][0]), read_colour(self._paths[k][1])
+    def pair(self, k: int, variant: int = 0) -> Pair:
+        """Pair k, before and after; there is but one variant of it."""
+        return self._read(k)
 
-    def draw(self, k: int, rng: np.random.Generator) -> Pair:
-        """A pair to learn from: here the one there is."""
-        return self.pair(k)
+    variants = 1
 
 
 class Photographs:
-    """A folder of photographs, or several files, and an operator that is applied to each as a whole.
+    """Photographs, files and folders, and an operator that is applied to each as a whole.
 
-    ``variants`` times each photograph is seen in another exposure, gamma and white balance before the operator, so that few photographs teach more.
+    Of each there are ``variants``: the first is the photograph itself, the others differ in exposure, gamma and white balance before the operator, so that
+    few photographs teach more.
     """
 
-    def __init__(self, sources: list[Path], operator: Operator, variants: int = 1) -> None:
-        self._paths = [
-            path
-            for source in sources
-            for path in (pictures_in(source, images.SUFFIXES) if source.is_dir() else [source])
-        ]
+    def __init__(self, sources: Sequence[Path], operator: Operator, variants: int = 1) -> None:
+        folders = [pictures_in(source, images.SUFFIXES) if source.is_dir() else [source] for source in sources]
+        self._paths = [path for folder in folders for path in folder]
         self.names = [path.stem for path in self._paths]
         self.sizes = [_size(path) for path in self._paths]
-        self._operator, self._variants = operator, variants
-        self._made = functools.lru_cache(_KEPT)(self._make)
+        self.variants = variants
+        self._operator = operator
+        self._made = functools.lru_cache(_kept(self.sizes))(self._make)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def pair(self, k: int) -> Pair:
-        """Pixels (H, W, 3) of photograph k as it is, before and after the operator."""
-        return self._made(k, 0)
-
-    def draw(self, k: int, rng: np.random.Generator) -> Pair:
-        """Photograph k in one of its variants, before and after."""
-        return self._made(k, int(rng.integers(self._variants)))
+    def pair(self, k: int, variant: int = 0) -> Pair:
+        """Photograph k, before and after the operator."""
+        return self._made(k, variant)
 
     def _make(self, k: int, variant: int) -> Pair:
-        pixels = read_colour(self._paths[k])
+        pixels = images.scaled(_colour(self._paths[k]))
         if variant:
             rng = np.random.default_rng([k, variant])
             gain = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.08, 3)).astype(np.float32)
             pixels = np.clip(pixels ** np.float32(np.exp(rng.normal(0, 0.3))) * gain, 0, 1)
-        return pixels, self._operator(pixels)
+        sixteen = np.dtype(np.uint16)
+        return images.quantised(pixels, sixteen), images.quantised(self._operator(pixels), sixteen)
 
 
 Source = Pairs | Photographs
@@ -109,26 +105,28 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, item])
         k = int(rng.integers(len(self.source)))
-        pair = self.source.draw(k, rng)
+        pair = self.source.pair(k, int(rng.integers(self.source.variants)))
         height, width = pair[0].shape[:2]
         top, left = (int(rng.integers(extent - self.side + 1)) for extent in (height, width))
         turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
 
-        def cut(pixels: np.ndarray) -> Tensor:
-            tile = np.rot90(pixels[top : top + self.side, left : left + self.side], turns)
+        def cut(values: np.ndarray) -> Tensor:
+            tile = np.rot90(images.scaled(values[top : top + self.side, left : left + self.side]), turns)
             tile = tile[:, ::-1] if mirror else tile
             return torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))
 
         return cut(pair[0]), cut(pair[1])
 
 
-def read_colour(path: Path) -> np.ndarray:
-    """Pixels (H, W, 3) of a file, gray repeated."""
-    pixels = _decode(path).pixels
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+def _colour(path: Path) -> np.ndarray:
+    """Values (H, W, 3) of a file, gray repeated."""
+    values = images.read(path).values
+    return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
 
 
-_decode: Callable[[Path], images.Picture] = functools.lru_cache(_KEPT)(images.read)
+def _kept(sizes: Sequence[tuple[int, int]]) -> int:
+    """How many pairs of 16 bits fit in the memory for them."""
+    return max(2, _KEPT_BYTES // max(12 * height * width for height, width in sizes))
 
 
 def _size(path: Path) -> tuple[int, int]:
