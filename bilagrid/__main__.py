@@ -180,6 +180,12 @@ def _smooth(
     return _array(result)
 
 
+def _check_sigmas(sigma_space: float, sigma_color: float) -> None:
+    for name, value in (("--sigma-space", sigma_space), ("--sigma-color", sigma_color)):
+        if not (math.isfinite(value) and value > 0):
+            raise Refusal(f"{name} must be a number above 0, got {value:g}")
+
+
 def _extent(picture: images.Picture) -> str:
     height, width = picture.size
     return f"{width}x{height}"
