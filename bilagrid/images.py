@@ -142,6 +142,12 @@ def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | 
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def plain(pixels: np.ndarray) -> Picture:
+    """A picture of 8 bits and nothing else in its file, for `write`."""
+    height, width, channels = pixels.shape
+    return Picture(quantised(pixels, np.dtype(np.uint8)), None, oiio.ImageSpec(width, height, channels, "uint8"))
+
+
 def depth(path: Path, like: Picture) -> np.dtype:
     """What a file of this name holds of a picture: 8 bits in JPEG, else the depth it has."""
     return np.dtype(np.uint8) if path.suffix.lower() in _JPEG else like.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ignite.distributed as idist
 import torch
@@ -70,11 +71,18 @@ class Schedule:
 def start_processes() -> None:
     """Joins the other processes, if torchrun started this one."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
+        logging.getLogger("ignite").setLevel(logging.WARNING)
         idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
 
 
+def say(text: str) -> None:
+    """Prints once, however many processes there are."""
+    if idist.get_rank() == 0:
+        print(text, flush=True)
+
+
 def train(
-    net: nn.Module,
+    net: weights.Network,
     data: Dataset[Any],
     out: Path,
     schedule: Schedule,
@@ -120,7 +128,7 @@ def train(
     mine = schedule.batch // world
     steps = range(began, schedule.steps)
     first = idist.get_rank() * mine
-    batches = [range(s * schedule.batch + first, s * schedule.batch + first + mine) for s in steps]
+    batches = [list(range(s * schedule.batch + first, s * schedule.batch + first + mine)) for s in steps]
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_sampler=batches,
@@ -151,7 +159,7 @@ def train(
     ):
 
         def note(engine: Engine) -> None:
-            step, output = engine.state.iteration, engine.state.output
+            step, output = engine.state.iteration, cast(dict[str, Any], engine.state.output)
             bar.update(step - bar.n)
             if interrupted(world):
                 engine.terminate()
@@ -181,8 +189,9 @@ def train(
         engine.add_event_handler(Events.ITERATION_COMPLETED, note)
         engine.load_state_dict({"iteration": began, "max_epochs": 1, "epoch_length": schedule.steps})
         engine.run(loader)
-        if engine.should_terminate:
-            raise KeyboardInterrupt
+    if engine.should_terminate:
+        say(f"saved {out} at step {engine.state.iteration}; --resume goes on from there")
+        raise KeyboardInterrupt
 
 
 class _Run:
@@ -191,7 +200,7 @@ class _Run:
     def __init__(
         self,
         out: Path,
-        net: nn.Module,
+        net: weights.Network,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         settings: dict[str, Any],
@@ -209,10 +218,12 @@ class _Run:
     def resume(self) -> int:
         """Loads everything; returns the steps that are done."""
         tensors, facts = weights.load(self._out / STATE, self._kind)
-        for name, mine in (("the network's options", self._net.config), *self._settings.items()):
-            theirs = facts["config"] if name == "the network's options" else facts["settings"].get(name)
-            if theirs != mine:
-                raise Refusal(f"{self._out}: was made with {name} {theirs}, and goes on only with the same, got {mine}")
+        made = facts["config"] | facts["settings"]
+        for name, mine in (self._net.config | self._settings).items():
+            if made.get(name) != mine:
+                raise Refusal(
+                    f"{self._out}: was made with {name} = {made.get(name)}, and goes on with the same only, got {mine}"
+                )
         by_part: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "scaler": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -16,6 +15,13 @@ from torch import Tensor, nn
 from bilagrid import commands
 
 Facts = dict[str, Any]
+Net = TypeVar("Net", bound="Network")
+
+
+class Network(nn.Module):
+    """A network that keeps its arguments in ``config``, so that a file can say how to build it."""
+
+    config: dict[str, Any]
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
@@ -45,12 +51,12 @@ def load(path: Path, kind: str) -> tuple[dict[str, Tensor], Facts]:
     return tensors, facts
 
 
-def save_network(path: Path, net: nn.Module, **facts: Any) -> None:
-    """Writes a network that keeps its arguments in ``config``, with more facts beside them."""
+def save_network(path: Path, net: Network, **facts: Any) -> None:
+    """Writes a network, with more facts beside its arguments."""
     save(path, net.state_dict(), {"kind": type(net).__name__, "config": net.config, **facts})
 
 
-def load_network(path: Path, build: Callable[..., nn.Module], device: str | torch.device = "cpu") -> nn.Module:
+def load_network(path: Path, build: type[Net], device: str | torch.device = "cpu") -> Net:
     """The network of a file of `save_network`, in evaluation mode; ``build`` is its class.
 
     Raises:

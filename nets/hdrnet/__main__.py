@@ -12,12 +12,15 @@ if __name__ == "__main__":
     commands.end_on_interrupt()
 
 try:
+    from nets.hdrnet.enhance import enhance
+    from nets.hdrnet.evaluate import evaluate
+    from nets.hdrnet.export import export
     from nets.hdrnet.train import train
 except ImportError as error:
     print(f'bilagrid: {error}: python -m pip install -c constraints.txt -e ".[nets]"', file=sys.stderr)
     sys.exit(2)
 
-_COMMANDS: dict[str, Callable[..., None]] = {"train": train}
+_COMMANDS: dict[str, Callable[..., None]] = {"train": train, "enhance": enhance, "eval": evaluate, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,7 +46,7 @@ class Pairs:
         for (path, partner), size in zip(self._paths, self.sizes, strict=True):
             if _size(partner) != size:
                 raise Refusal(f"{partner}: must be as large as {path}, {_extent(size)}, is {_extent(_size(partner))}")
-        self._read = functools.lru_cache(_kept(self.sizes))(lambda k: tuple(_colour(path) for path in self._paths[k]))
+        self._read = functools.lru_cache(_kept(self.sizes))(self._load)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,6 +54,10 @@ class Pairs:
     def pair(self, k: int, variant: int = 0) -> Pair:
         """Pair k, before and after; there is but one variant of it."""
         return self._read(k)
+
+    def _load(self, k: int) -> Pair:
+        before, after = self._paths[k]
+        return _colour(before), _colour(after)
 
     variants = 1
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import bilagrid
 from nets.hdrnet.guides import GUIDES
+from nets.weights import Network
 
 # The global path goes down to this many bins a side before its fully connected layers.
 _COARSEST = 4
 
 
-class HDRNet(nn.Module):
+class HDRNet(Network):
     """Deep bilateral learning, Table 1 of the paper: ``out(p) = A(p) [image(p); 1]``, A sliced at a learned guide from a grid that a network predicts.
 
     Args:
@@ -61,7 +62,7 @@ class HDRNet(nn.Module):
         levels: int = 1,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
+        self.config = {
             "channel_multiplier": channel_multiplier,
             "luma_bins": luma_bins,
             "spatial_bins": spatial_bins,
@@ -102,6 +103,7 @@ class HDRNet(nn.Module):
             channels = count
         self.head = nn.Conv2d(features, levels * luma_bins * out_channels * (in_channels + 1), 1)
         guides = [GUIDES[guide](in_channels) for _ in range(levels)]
+        # Of the finest level first.
         self.guide = guides[0] if levels == 1 else nn.ModuleList(guides)
         self._initialise()
 
@@ -126,6 +128,10 @@ class HDRNet(nn.Module):
         # Published order of channels: level, term of the affine map, output channel, luma bin.
         shape = (config["levels"], config["in_channels"] + 1, config["out_channels"], config["luma_bins"])
         return packed.unflatten(1, shape).transpose(2, 3).flatten(1, 3)
+
+    def guide_of(self, level: int) -> nn.Module:
+        """The guide of a level, 0 the image at full size."""
+        return self.guide[level] if isinstance(self.guide, nn.ModuleList) else self.guide
 
     def render(self, image: Tensor, grid: Tensor, *, lattice: bilagrid.Lattice | None = None) -> Tensor:
         """Applies to each pixel the map that the guide finds in the grid.
@@ -153,16 +159,17 @@ class HDRNet(nn.Module):
             images.append(F.avg_pool2d(images[-1], 2, ceil_mode=True, count_include_pad=False))
         # The published network's first set of coefficients is that of the coarsest level.
         grids = grid.chunk(levels, 1)
-        out = None
+        out: Tensor | None = None
         for level, coefficients in zip(reversed(range(levels)), grids, strict=True):
             image = images[level]
             term = bilagrid.slice_apply(
-                coefficients, self.guide[level](image), image, lattice=_at_level(lattice, level)
+                coefficients, self.guide_of(level)(image), image, lattice=_at_level(lattice, level)
             )
             if out is not None:
                 height, width = image.shape[2:]
                 term = term + F.interpolate(out, scale_factor=2.0, mode="bilinear")[..., :height, :width]
             out = term
+        assert out is not None
         return out
 
     def _initialise(self) -> None:
@@ -178,7 +185,7 @@ class HDRNet(nn.Module):
             identity[-1, min(out, config["in_channels"] - 1), out] = 1
         with torch.no_grad():
             self.head.weight.mul_(0.01)
-            self.head.bias.copy_(identity.flatten())
+            self.head.bias.copy_(identity.flatten())  # type: ignore[union-attr]
 
 
 class _FlattenRowsFirst(nn.Module):

@@ -31,17 +31,20 @@ def clahe(pixels: np.ndarray) -> np.ndarray:
 
 
 def contrast(pixels: np.ndarray) -> np.ndarray:
-    """Local contrast of luma: detail, what a bilateral filter takes away, is tripled, and the range of what it leaves is narrowed by a quarter."""
+    """Local contrast: detail of luma, what a bilateral filter takes away, is tripled, and the range of what it leaves is narrowed by a quarter."""
     gray = _luma(pixels)
-    image = torch.from_numpy(np.ascontiguousarray(gray[None, None, ..., 0]))
-    reach = 0.03 * max(image.shape[-2:])
-    smooth = bilagrid.bilateral_filter(image, sigma_space=reach, sigma_color=0.15, guide_range=(0.0, 1.0))
-    base = smooth[0, 0, ..., None].numpy()
+    base = _base(gray)
     changed = 0.5 + 0.75 * (base - 0.5) + 3.0 * (gray - base)
     return np.clip(pixels + (changed - gray), 0, 1).astype(np.float32)
 
 
-OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": contrast}
+def shadows(pixels: np.ndarray) -> np.ndarray:
+    """Shadows lifted and lights held back by a gain for each place: that which takes the base, a bilateral filter's luma, to its 0.6th power times 0.85."""
+    base = np.clip(_base(_luma(pixels)), 0.02, 1)
+    return np.clip(pixels * (0.85 * base**-0.4), 0, 1).astype(np.float32)
+
+
+OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": contrast, "shadows": shadows}
 
 
 def look(before: np.ndarray, after: np.ndarray) -> Operator:
@@ -54,6 +57,14 @@ def look(before: np.ndarray, after: np.ndarray) -> Operator:
         return changed[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
     return apply
+
+
+def _base(gray: np.ndarray) -> np.ndarray:
+    """Luma (H, W, 1) smoothed within its edges, over 3 % of the longer side."""
+    image = torch.from_numpy(np.ascontiguousarray(gray[None, None, ..., 0]))
+    reach = 0.03 * max(image.shape[-2:])
+    smooth = bilagrid.bilateral_filter(image, sigma_space=reach, sigma_color=0.15, guide_range=(0.0, 1.0))
+    return smooth[0, 0, ..., None].numpy()
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:

@@ -23,6 +23,4 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> HDRNet:
     path = _FOLDER / f"{name}.safetensors" if str(name) in SHIPPED else Path(name)
     if not path.is_file():
         raise ValueError(f"{name}: no such file, nor one of the models that come along: {', '.join(SHIPPED)}")
-    net = weights.load_network(path, HDRNet, device)
-    assert isinstance(net, HDRNet)
-    return net
+    return weights.load_network(path, HDRNet, device)

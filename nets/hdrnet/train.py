@@ -16,7 +16,7 @@ from nets.hdrnet.model import HDRNet
 from nets.hdrnet.operators import OPERATORS, Operator, look
 from nets.training import Schedule
 
-OperatorName = Literal["tone", "clahe", "contrast"]
+OperatorName = Literal["tone", "clahe", "contrast", "shadows"]
 Look = Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="BEFORE AFTER")]
 
 
@@ -61,7 +61,8 @@ def train(
 
     Args:
         paths: pairs or photographs, and the folder of the run.
-        operator: tone: an S-curve with saturation; clahe: histogram equalisation of luma; contrast: local contrast by the bilateral filter.
+        operator: tone: an S-curve with saturation; clahe: histogram equalisation of luma; contrast: local contrast by
+            the bilateral filter; shadows: dark places lifted and light ones held back.
         learn_look: a picture before and after: its look is what is learned.
         variants: with --operator or --look: exposures and white balances in which each photograph is seen.
         crop: side of the crops, in pixels at full resolution; smaller where a picture is smaller.
@@ -84,7 +85,7 @@ def train(
     source = source_of(sources, operator, learn_look, variants)
     side = min(crop, *(min(size) for size in source.sizes))
     if side < crop and not resume:
-        print(f"crops are {side}x{side}, as large as the smallest picture lets them be")
+        training.say(f"crops are {side}x{side}, as large as the smallest picture lets them be")
     torch.manual_seed(schedule.seed)
     net = HDRNet(
         channel_multiplier=channel_multiplier,
@@ -105,9 +106,8 @@ def train(
     training.train(
         net, Crops(source, side, schedule.seed), out, schedule, settings, resume=resume, show=training.side_by_side
     )
-    print(
-        f"wrote {out / training.MODEL}; use it: python -m nets.hdrnet enhance IN OUT --weights {out / training.MODEL}"
-    )
+    model = out / training.MODEL
+    training.say(f"wrote {model}; use it: python -m nets.hdrnet enhance IN OUT --weights {model}")
 
 
 def source_of(

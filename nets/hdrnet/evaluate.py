@@ -1,0 +1,156 @@
+"""``python -m nets.hdrnet eval``: a model beside what it has to beat and what bounds it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+import bilagrid
+from bilagrid import commands, demonstration, images
+from bilagrid.commands import Refusal
+from nets import metrics
+from nets.hdrnet.data import Source
+from nets.hdrnet.enhance import apply, device_of
+from nets.hdrnet.model import HDRNet
+from nets.hdrnet.shipped import load
+from nets.hdrnet.train import Look, OperatorName, source_of
+
+# The columns of the table: from a picture before and after, what each makes of it.
+Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def evaluate(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...]")],
+    *,
+    weights: str,
+    operator: OperatorName | None = None,
+    learn_look: Annotated[Look, tyro.conf.arg(name="look")] = None,
+    device: str = "auto",
+    table: Path | None = None,
+    sheet: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure a model on pictures it has not seen.
+
+    Prints PSNR and SSIM of each picture: untouched (identity), under the best affine map of colours for that very picture (affine), under the model, and
+    under the grid that bilagrid.fit finds for that very pair with the model's own guide (oracle): about the best that a network of this shape can do.
+
+    To try:
+
+    python -m nets.hdrnet eval pairs --weights run/model.safetensors
+
+    python -m nets.hdrnet eval photos --operator contrast --weights contrast --sheet sheet.png
+
+    Args:
+        paths: pairs or photographs, as for train.
+        weights: what train wrote, or one of the models that come along.
+        operator: as for train.
+        learn_look: as for train.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:1.
+        table: a CSV file to write the table to as well.
+        sheet: a picture to write: before, model and truth of each picture side by side.
+        overwrite: replace the table and the sheet if they exist.
+    """
+    if not paths:
+        raise Refusal("DATA is missing: eval DATA --weights W")
+    net = load(weights, device_of(device))
+    source = source_of(list(paths), operator, learn_look)
+    for path, suffixes in ((table, (".csv",)), (sheet, images.SUFFIXES)):
+        if path is not None:
+            commands.check_file(path, suffixes)
+            commands.unwritten([(Path(), path)], overwrite=overwrite)
+    makers: dict[str, Maker] = {
+        "identity": lambda before, after: before,
+        "affine": global_affine,
+        "model": lambda before, after: apply(net, before, np.dtype(np.float32)),
+        "oracle": lambda before, after: oracle(net, before, after),
+    }
+    rows, shown = measure(source, makers, show="model" if sheet is not None else None)
+    print(render(rows))
+    if table is not None:
+        commands.replace(table, as_csv(rows))
+    if sheet is not None:
+        whole = demonstration.sheet(shown)
+        images.write(sheet, whole, images.plain(whole))
+        print(f"wrote {sheet}")
+
+
+Row = dict[str, str | float]
+
+
+def measure(
+    source: Source, makers: dict[str, Maker], *, show: str | None = None
+) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
+    """A row of figures for each picture, ``psnr <maker>`` and ``ssim <maker>``, with the mean as the last; and the pictures themselves where one is to show."""
+    rows: list[Row] = []
+    shown = []
+    for k in tqdm(range(len(source)), unit="picture", disable=None):
+        before, after = (images.scaled(values) for values in source.pair(k))
+        made = {name: np.clip(make(before, after), 0, 1) for name, make in makers.items()}
+        row: Row = {"picture": source.names[k]}
+        row |= {f"psnr {name}": metrics.psnr(result, after) for name, result in made.items()}
+        row |= {f"ssim {name}": metrics.ssim(result, after) for name, result in made.items()}
+        rows.append(row)
+        if show is not None:
+            figure = f"{show}, {row[f'psnr {show}']:.1f} dB"
+            shown.append([(f"{source.names[k]}, before", before), (figure, made[show]), ("truth", after)])
+    columns = [name for name in rows[0] if name != "picture"]
+    rows.append({"picture": "mean"} | {name: float(np.mean([row[name] for row in rows])) for name in columns})  # type: ignore[arg-type]
+    return rows, shown
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The table, to read: PSNR in dB, then SSIM."""
+    columns = [name for name in rows[0] if name != "picture"]
+    width = max(len(str(row["picture"])) for row in rows)
+    lines = [" " * width + "".join(f"  {name:>13}" for name in columns)]
+    for row in rows:
+        figures = (f"{row[name]:13.4f}" if name.startswith("ssim") else f"{row[name]:13.2f}" for name in columns)
+        lines.append(f"{row['picture']:<{width}}" + "".join(f"  {figure}" for figure in figures))
+    return "\n".join(lines)
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """The table as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.5f}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)  # fmt: skip
+    return text.getvalue().encode()
+
+
+def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The best single 3x4 map of colours for a pair, by least squares, applied."""
+    flat = before.reshape(-1, 3).astype(np.float64)
+    terms = np.concatenate([flat, np.ones((len(flat), 1))], 1)
+    gram, right = terms.T @ terms, terms.T @ after.reshape(-1, 3)
+    return (terms @ np.linalg.lstsq(gram, right, rcond=None)[0]).reshape(after.shape)
+
+
+def oracle(net: HDRNet, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The grid of the network's shape that fits the pair best at the network's own guide, sliced and applied."""
+    device = next(net.parameters()).device
+    image, target = (torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device) for pixels in (before, after))
+    with torch.inference_mode():
+        return _tensor_to_pixels(fitted(image, target, net.guide_of(0)(image), net.config))
+
+
+def fitted(
+    image: torch.Tensor, target: torch.Tensor, guide: torch.Tensor | None, config: dict[str, int]
+) -> torch.Tensor:
+    """A pair's own grid, of a network's shape, applied to its image."""
+    size = (config["luma_bins"], config["spatial_bins"], config["spatial_bins"])
+    grid = bilagrid.fit(image, target, guide, size=size, method="global")
+    return bilagrid.slice_apply(grid, guide, image)
+
+
+def _tensor_to_pixels(image: torch.Tensor) -> np.ndarray:
+    return image[0].permute(1, 2, 0).cpu().numpy()
