@@ -1,4 +1,4 @@
-"""The command line: ``python -m nets.hdrnet train | enhance | eval | diagnose | export``."""
+"""The command line: ``python -m nets.hdrnet train | enhance | eval | diagnose | export | photographs``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ if __name__ == "__main__":
     commands.end_on_interrupt()
 
 try:
+    from nets.hdrnet.diagnose import diagnose
     from nets.hdrnet.enhance import enhance
     from nets.hdrnet.evaluate import evaluate
     from nets.hdrnet.export import export
+    from nets.hdrnet.photographs import photographs
     from nets.hdrnet.train import train
 except ImportError as error:
     print(f'bilagrid: {error}: python -m pip install -c constraints.txt -e ".[nets]"', file=sys.stderr)
     sys.exit(2)
 
-_COMMANDS: dict[str, Callable[..., None]] = {"train": train, "enhance": enhance, "eval": evaluate, "export": export}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "enhance": enhance,
+    "eval": evaluate,
+    "diagnose": diagnose,
+    "export": export,
+    "photographs": photographs,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

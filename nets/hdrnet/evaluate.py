@@ -138,9 +138,9 @@ def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def oracle(net: HDRNet, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The grid of the network's shape that fits the pair best at the network's own guide, sliced and applied."""
     device = next(net.parameters()).device
-    image, target = (torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device) for pixels in (before, after))
+    image, target = tensor_of(before, device), tensor_of(after, device)
     with torch.inference_mode():
-        return _tensor_to_pixels(fitted(image, target, net.guide_of(0)(image), net.config))
+        return pixels_of(fitted(image, target, net.guide_of(0)(image), net.config))
 
 
 def fitted(
@@ -152,5 +152,11 @@ def fitted(
     return bilagrid.slice_apply(grid, guide, image)
 
 
-def _tensor_to_pixels(image: torch.Tensor) -> np.ndarray:
+def tensor_of(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """``(H, W, 3)`` as ``(1, 3, H, W)``."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
+
+
+def pixels_of(image: torch.Tensor) -> np.ndarray:
+    """``(1, 3, H, W)`` as ``(H, W, 3)``."""
     return image[0].permute(1, 2, 0).cpu().numpy()
