@@ -117,18 +117,24 @@ sweep() {
         --grids 16x16x8 sigma8 --guides "${guides[@]}" --seconds 0.1
 }
 
+hdrnet() {
+    has safetensors skimage || { lacking 'needs safetensors and scikit-image'; return; }
+    "$python" -m perf.hdrnet --device cuda --overwrite --out "$out"
+}
+
 plots() {
     has matplotlib || { lacking 'needs matplotlib'; return; }
     "$python" -m perf.sweep --out "$out" --plot "$out"/rows.csv "$out"/peers.csv
 }
 
-export -f has lacking tests sanitizer counters calibration sweep plots
+export -f has lacking tests sanitizer counters calibration sweep hdrnet plots
 export out python not_done
 
 # What is timed has the GPU to itself.
 step sweep 120 bash -c sweep
 step calibration 60 bash -c calibration
 step peers 75 bash -c '"$python" -m perf.peers --device cuda --overwrite --out "$out"'
+step hdrnet 30 bash -c hdrnet
 step plots 20 bash -c plots
 step overhead 40 "$python" -m perf.overhead
 step profile 30 "$python" -m perf.gpu_checks profile
