@@ -3,6 +3,7 @@
 from bilagrid.filters import bilateral_filter, joint_bilateral_upsample
 from bilagrid.lattice import Lattice
 from bilagrid.ops.blur import blur
+from bilagrid.ops.curves import curves
 from bilagrid.ops.slice import slice
 from bilagrid.ops.slice_apply import slice_apply
 from bilagrid.ops.splat import splat
@@ -15,6 +16,7 @@ __all__ = [
     "Lattice",
     "bilateral_filter",
     "blur",
+    "curves",
     "joint_bilateral_upsample",
     "slice",
     "slice_apply",

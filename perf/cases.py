@@ -37,6 +37,8 @@ _LATTICES = {
 SIGMA_COLOR = 0.1
 # Total variation runs over as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
 _SCENE_NODES = 256 * 16 * 16 * 8
+# What a case is called that has none.
+NO_GRID = "1x1x1"
 # What gradients of a mean are multiplied by, as losses are where float16 would lose them.
 _LOSS_SCALE = 2.0**12
 _LOW = 4  # pixels of the large image to one of the small, an axis
@@ -189,6 +191,30 @@ def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> 
     )
 
 
+def _curves(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    """As HDRNet begins, with noise on every parameter; they are float32 beside a half image, as networks have them."""
+    image, _, lattice = _pixels(case, spec, draw)
+    knots = torch.arange(16, device=draw.device) / 16
+    slopes = torch.zeros(3, 16, device=draw.device)
+    slopes[:, 0] = 1
+    tensors = {
+        "image": image.to(dtype),
+        "matrix": torch.eye(3, device=draw.device) + 0.05 * draw.normal(3, 3),
+        "bias": 0.02 * draw.normal(3),
+        "shifts": knots + 0.01 * draw.normal(3, 16),
+        "slopes": slopes + 0.1 * draw.normal(3, 16),
+        "mix": 1 / 3 + 0.05 * draw.normal(3),
+        "mix_bias": 0.02 * draw.normal(1),
+    }
+    return Problem(
+        tensors,
+        lambda t: bilagrid.curves(**t),
+        lambda t: references.curves(**t),
+        _sizes(lattice, tensors, image="image", grid=4, channels=3),
+        lattice.size,
+    )
+
+
 def _grid_alone(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
     """`blur` and `total_variation`."""
     lattice = spec.lattice(case.image if case.image[0] else (1, 1))
@@ -261,6 +287,7 @@ _BUILDERS: dict[str, _Builder] = {
     "slice": _slice,
     "slice_apply": _slice_apply,
     "slice_apply_luma": _slice_apply,
+    "curves": _curves,
     "total_variation": _grid_alone,
     "bilateral_filter_gray": _bilateral_filter,
     "bilateral_filter_colour": _bilateral_filter,
@@ -305,9 +332,11 @@ def cases(
 def _sensible(case: Case, spec: GridSpec) -> Case | None:
     """The case, without what its operator does not read; None where nobody would use the operator with such a grid."""
     filters = case.operator.startswith(("bilateral_filter", "joint_bilateral_upsample", "blur"))
-    maps = case.operator.startswith(("slice_apply", "total_variation"))
+    maps = case.operator.startswith(("slice_apply", "total_variation", "curves"))
     if (filters and spec.fixed is not None) or (maps and spec.fixed is None):
         return None
+    if case.operator == "curves":
+        return replace(case, grid=NO_GRID)
     if case.operator == "blur":
         return replace(case, guide="none")
     if case.operator == "total_variation":

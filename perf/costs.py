@@ -22,6 +22,7 @@ _VARIATION = 9
 _VARIATION_BACKWARD = 15
 
 _COLOURS = 3
+_KNOTS = 3 * 16
 _COEFFICIENTS = 12
 
 
@@ -94,6 +95,11 @@ _APPLY = _WEIGHTS + _CORNERS * _COEFFICIENTS + 2 * _COEFFICIENTS
 # Slices for the image's and the guide's gradients, each met with the incoming one, and the sum for the grid's.
 _APPLY_BACKWARD = _WEIGHTS + 3 * _CORNERS * _COEFFICIENTS + 5 * _COEFFICIENTS
 
+# A 3 x 3 matrix; for each knot a difference, a product and a sum; three curves mixed.
+_CURVES = 2 * _COLOURS**2 + 3 * _KNOTS + 2 * _COLOURS
+# The guide again to see what is clipped, for each knot the slope and two sums, and the matrix from both sides.
+_CURVES_BACKWARD = _CURVES + 4 * _KNOTS + 4 * _COLOURS**2
+
 _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
     # Reads values and guide, writes the grid.
     ("splat", "forward"): lambda s: (
@@ -127,6 +133,9 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
         2 * s.coefficients + s.plane * 9,
         s.pixels * (_APPLY_BACKWARD + 2 * _LUMA),
     ),
+    # Reads an image, writes a guide in the parameters' float32: 16 bytes a pixel of float32, and 28 with the image's gradient.
+    ("curves", "forward"): lambda s: (s.plane * _COLOURS + s.pixels * s.grid_item, s.pixels * _CURVES),
+    ("curves", "backward"): lambda s: (s.plane * 2 * _COLOURS + s.pixels * s.grid_item, s.pixels * _CURVES_BACKWARD),
     ("total_variation", "forward"): lambda s: (s.grid, s.nodes * s.channels * _VARIATION),
     ("total_variation", "backward"): lambda s: (2 * s.grid, s.nodes * s.channels * _VARIATION_BACKWARD),
     # Reads the image to splat and again to slice, writes it: 12 bytes a gray float32 pixel.

@@ -28,26 +28,32 @@ class Code:
         return sum(self.load_bits) / 8
 
 
+# Loops that lie in no other, each with those directly in it.
+Nests = tuple[tuple[Code, tuple[Code, ...]], ...]
+
+
 @dataclass(frozen=True)
 class Program:
     """A kernel's code, and that of its innermost loop, the longest if there are several, where there is one.
 
-    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell.
+    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``nests`` are in the order of
+    the code, and not known on AMD, where a loop's blocks may lie anywhere.
     """
 
     whole: Code
     loop: Code | None
     unrolled: int
+    nests: Nests = ()
 
 
 def read(compiled: CompiledKernel) -> Program:
     """The program in the compiler's output, for NVIDIA or AMD."""
     if "amdgcn" in compiled.asm:
         return Program(*_amd(compiled.asm["amdgcn"]), unrolled=1)
-    whole, loop = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
-    _, written = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
+    whole, loop, nests = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
+    _, written, _ = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
     loads, once = (len(code.load_bits) if code else 0 for code in (loop, written))
-    return Program(whole, loop, max(round(loads / once), 1) if once else 1)
+    return Program(whole, loop, max(round(loads / once), 1) if once else 1, nests)
 
 
 def _sass(cubin: bytes) -> list[str]:
@@ -61,8 +67,8 @@ def _sass(cubin: bytes) -> list[str]:
     return [label or instruction for label, instruction in found if instruction != "NOP"]
 
 
-def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> tuple[Code, Code | None]:
-    """The whole, and the longest loop that holds no other: all from a label to the last branch back to it."""
+def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> tuple[Code, Code | None, Nests]:
+    """The whole, the longest loop that holds no other, and the outermost loops: all from a label to the last branch back to it."""
     starts: dict[str, int] = {}
     ends: dict[int, int] = {}
     bits: list[int] = []
@@ -79,9 +85,19 @@ def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> 
     def code(first: int, last: int) -> Code:
         return Code(last - first, tuple(filter(None, bits[first:last])))
 
-    spans = [(a, b) for a, b in ends.items() if not any(a <= c and d <= b for c, d in ends.items() if (c, d) != (a, b))]
-    longest = max(spans, key=lambda span: span[1] - span[0], default=None)
-    return code(0, len(bits)), None if longest is None else code(*longest)
+    def inside(span: tuple[int, int]) -> list[tuple[int, int]]:
+        a, b = span
+        return sorted((c, d) for c, d in ends.items() if a <= c and d <= b and (c, d) != span)
+
+    def outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [span for span in spans if not any(span in inside(other) for other in spans)]
+
+    longest = max((s for s in ends.items() if not inside(s)), key=lambda span: span[1] - span[0], default=None)
+    nests = tuple(
+        (code(*span), tuple(code(*each) for each in outermost(inside(span))))
+        for span in outermost(sorted(ends.items()))
+    )
+    return code(0, len(bits)), None if longest is None else code(*longest), nests
 
 
 def _amd(text: str) -> tuple[Code, Code | None]:

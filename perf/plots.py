@@ -25,8 +25,19 @@ _LOOKS = dict(
     zip(
         cases.OPERATORS,
         zip(
-            ("#332288", "#88ccee", "#44aa99", "#cc6677", "#882255", "#999933", "#117733", "#ddaa33", "#aa4499"),
-            "osD^v<>PX",
+            (
+                "#332288",
+                "#88ccee",
+                "#44aa99",
+                "#cc6677",
+                "#882255",
+                "#661100",
+                "#999933",
+                "#117733",
+                "#ddaa33",
+                "#aa4499",
+            ),
+            "osD^vp<>PX",
             strict=True,
         ),
         strict=True,
@@ -170,6 +181,8 @@ def _panels(title: str, note: str, rows: Sequence[Row]) -> tuple[Figure, list[tu
 
 
 def _grid(name: str) -> str:
+    if name == cases.NO_GRID:
+        return "no grid"
     return f"a filter's grid of {name}" if name.startswith("sigma") else f"grid {name}"
 
 

@@ -69,6 +69,15 @@ def luma(image: Tensor) -> Tensor:
     return 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
 
 
+def curves(
+    image: Tensor, matrix: Tensor, bias: Tensor, shifts: Tensor, slopes: Tensor, mix: Tensor, mix_bias: Tensor
+) -> Tensor:
+    """Channels mixed, ramps from every knot, their sum clipped."""
+    mixed = torch.einsum("mc,nchw->nmhw", matrix, image) + bias[:, None, None]
+    ramps = torch.relu(mixed.unsqueeze(2) - shifts[:, :, None, None])
+    return (torch.einsum("m,mk,nmkhw->nhw", mix, slopes, ramps) + mix_bias).clamp(0, 1)
+
+
 def blur(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     """A convolution with sampled Gaussians along z, y and x, cut at three sigma; zero outside."""
     batch, channels, *size = grid.shape

@@ -169,7 +169,8 @@ class Share:
     """How a launch's work is dealt out: ``elements``, in ``unit``, to a program, or to a turn of its innermost loop where that ``walks`` through them.
 
     Where it does not, the loop goes over channels or taps, and makes about ``loads`` loads for an element in all its turns. ``count`` is what the launch goes
-    through in all.
+    through in all. ``curves`` and ``knots`` are the turns of loops that lie in one another, the inner of which load each knot's shift and
+    slope. On AMD, where such loops are not taken apart and scalars are not loaded by lanes, that is counted by ``loads`` and comes out far too high.
     """
 
     unit: str
@@ -177,6 +178,8 @@ class Share:
     count: float
     walks: bool
     loads: int = 0
+    curves: int = 0
+    knots: int = 0
 
     def each(
         self,
@@ -190,6 +193,14 @@ class Share:
             a_lane = figure(program.whole)
         elif self.walks:
             a_lane = figure(loop) / program.unrolled
+        elif self.curves and program.nests:
+            a_lane = figure(program.whole)
+            for outer, inner in program.nests:
+                a_lane += figure(outer) * (self.curves - 1)
+                left = self.knots
+                for knots in inner:
+                    rounds, left = divmod(left, max(len(knots.load_bits) // 2, 1))
+                    a_lane += figure(knots) * self.curves * (rounds - 1)
         else:
             turns = max(self.loads * self.elements / lanes / max(len(loop.load_bits), 1), 1)
             a_lane = figure(program.whole) + figure(loop) * (turns - 1)
@@ -208,6 +219,12 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         # Every tile reads every pixel; where a program owns nodes, a pixel is in the footprints of four.
         repeats = tiles if "PIXELS" in given else 4 * tiles
         return Share("pixel", given.get("PIXELS", given.get("NODES")) / repeats, pixels, True)
+    if name in ("_curves_kernel", "_curves_bwd_kernel"):
+        curves, knots = given["shifts_ptr"].shape
+        count = launch.programs * launch.configs[0].kwargs["BLOCK"]
+        return Share("pixel", given["BLOCK"], count, False, 2 * curves * knots, curves, knots)
+    if name == "_add_parts_kernel":
+        return Share("partial sum", given["BLOCK"], given["partial_ptr"].numel(), True)
     if name == "_interpolate_rows_kernel":
         return Share("table element", given["BLOCK"], given["table_ptr"].numel(), True)
     if name == "_combine_cells_kernel":

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from bilagrid.gpu import _launch, _regime, blur, slice, slice_apply, splat, total_variation
+from bilagrid.gpu import _launch, _regime, blur, curves, slice, slice_apply, splat, total_variation
 from bilagrid.lattice import Lattice
 
 
@@ -89,6 +89,16 @@ def _regularised(dtype: torch.dtype, device: str, height: int) -> None:
     total_variation.total_variation_bwd(grid)
 
 
+def _guide(dtype: torch.dtype, device: str, height: int, *, by_image: bool = True) -> None:
+    """HDRNet's guide and its gradients: three curves of 16 knots, the parameters in float32 as beside a half image."""
+    _, image = _pixels(dtype, device, 3, height)
+    parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes = ((3, 3), (3,), (3, 16), (3, 16), (3,), ())
+    parameters = [torch.rand(shape, dtype=parameter_dtype, device=device) for shape in shapes]
+    grad = curves.curves(image, *parameters)
+    curves.curves_bwd(image, *parameters, grad, by_image)
+
+
 def _filter(dtype: torch.dtype, device: str, height: int) -> None:
     """A gray bilateral filter and its gradient by the guide."""
     guide, values = _pixels(dtype, device, 1, height)
@@ -112,6 +122,11 @@ USES = [
     Use("blur and total variation, C=12, D=8", torch.float32, _regularised),
     Use("filter, C=2 homogeneous, D=16", torch.float32, _filter),
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
+    Use("curves, 3 of 16 knots", torch.float32, _guide),
+    Use("curves, 3 of 16 knots", torch.float16, _guide),
+    Use("curves, 3 of 16 knots, by parameters", torch.float32, partial(_guide, by_image=False)),
+    Use("curves, 3 of 16 knots", torch.float64, _guide),
+    Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
     Use("slice_apply, 3x4, guide", torch.float64, _affine),
 ]
 

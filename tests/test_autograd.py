@@ -34,6 +34,18 @@ def _image() -> Tensor:
     return _guide()[:, None].repeat(1, 3, 1, 1)
 
 
+def _parameters() -> tuple[Tensor, ...]:
+    """Two curves of three knots, of which no pixel of an image in [0, 1] comes near enough for a finite difference to pass it, nor clips."""
+    return (
+        torch.tensor([[0.4, 0.3], [0.2, 0.5]], dtype=torch.float64),
+        torch.tensor([0.1, 0.2], dtype=torch.float64),
+        torch.tensor([[0.3, -1.0, 0.5], [0.4, 0.4, 2.0]], dtype=torch.float64),
+        torch.tensor([[0.5, 0.2, -0.3], [0.7, -0.2, 1.0]], dtype=torch.float64),
+        torch.tensor([0.6, 0.5], dtype=torch.float64),
+        torch.tensor(0.2, dtype=torch.float64),
+    )
+
+
 def _apply(offset: bool, **options: None) -> Callable[..., Tensor]:
     if options:
         return lambda grid, image: bilagrid.slice_apply(grid, None, image, offset=offset)
@@ -64,6 +76,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
         lambda: (_random(1, 3, *SIZE), _guide(), _random(1, 2, *IMAGE)),
     ),
     "blur": (lambda grid: bilagrid.blur(grid, (0.7, 0.0, 1.2)), lambda: (_random(1, 2, *SIZE),)),
+    "curves": (bilagrid.curves, lambda: (_random(1, 2, *IMAGE).sigmoid(), *_parameters())),
     "total_variation": (bilagrid.total_variation, lambda: (_random(2, 2, *SIZE),)),
     "slice_apply": (_apply(True), lambda: (_random(1, 8, *SIZE), _guide(), _random(1, 3, *IMAGE))),
     "slice_apply without offset": (_apply(False), lambda: (_random(1, 6, *SIZE), _guide(), _random(1, 3, *IMAGE))),

@@ -17,6 +17,7 @@ from bilagrid.gpu import (
     _reduction,
     _regime,
     blur,
+    curves,
     slice,
     slice_apply,
     splat,
@@ -142,6 +143,7 @@ def _image(*shape: int) -> torch.Tensor:
 # Rows of more pixels and of more nodes than the shortest block has.
 LATTICE = Lattice.cell_centered((3, 2, 40), (2, 140))
 AFFINE = (_image(1, 12, 3, 2, 40), _image(1, 2, 140), _image(1, 3, 2, 140))
+CURVES = tuple(_image(*shape) for shape in ((2, 3), (2,), (2, 4), (2, 4), (2,), ()))
 USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
@@ -157,6 +159,7 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
             [t.flatten() for t in slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True)]
         ),
     ),
+    "curves": (curves.CURVES_CONFIGS, "fine", lambda: curves.curves(AFFINE[2], *CURVES)),
     "splat fine": (_reduction.NODE_CONFIGS, "fine", lambda: splat.splat(AFFINE[2], AFFINE[1], LATTICE)),
     "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
     "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (1.0, 0.5, 1.0))),
@@ -236,12 +239,14 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
                 results.extend(slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True))
                 results.append(slice_apply.slice_apply_bwd_grid(AFFINE[1], AFFINE[2], AFFINE[2], LATTICE, offset=True))
                 results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
+        results.append(curves.curves(AFFINE[2], *CURVES))
+        results.extend(curves.curves_bwd(AFFINE[2], *CURVES, AFFINE[1], True))
         results.append(blur.blur(AFFINE[0], (1.0, 0.0, 1.0)))
         results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
         return results
 
     narrow = run()
-    for module in (_gather, _reduction, blur, slice, slice_apply):
+    for module in (_gather, _reduction, blur, curves, slice, slice_apply):
         monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     with _launch.record() as launches:
         run()

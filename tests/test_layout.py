@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPS = {"splat", "slice", "blur", "slice_apply", "total_variation"}
+OPS = {"splat", "slice", "blur", "slice_apply", "curves", "total_variation"}
 
 
 def stems(folder: str) -> set[str]:

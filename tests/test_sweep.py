@@ -100,6 +100,8 @@ def test_a_sweep_leaves_rows_and_plots_that_are_drawn_again_from_rows_alone(tmp_
         ("slice_apply", "backward", 44),
         ("slice_apply_luma", "forward", 24),
         ("slice_apply_luma", "backward", 36),
+        ("curves", "forward", 16),
+        ("curves", "backward", 28),
         ("bilateral_filter", "forward", 12),
     ],
 )

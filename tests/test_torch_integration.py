@@ -31,6 +31,18 @@ def _guide(batch: int = 2) -> Tensor:
     return torch.rand(batch, *IMAGE)
 
 
+def _parameters() -> tuple[Tensor, ...]:
+    """Two curves for an image of three channels, of as many knots as no image here has rows, which one graph would take for the same number."""
+    return (
+        torch.rand(2, 3) / 3,
+        0.1 * torch.rand(2),
+        torch.rand(2, 10),
+        0.3 * torch.randn(2, 10),
+        torch.ones(2) / 2,
+        torch.tensor(0.3),
+    )
+
+
 RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "splat": [
         lambda: (_pixels(3), _guide(), *PLACE, False, False),
@@ -56,6 +68,14 @@ RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (_guide(), _pixels(3), _pixels(2), *PLACE, True),
         lambda: (None, _pixels(3).half(), _pixels(2), *PLACE, False),
     ],
+    "curves": [
+        lambda: (_pixels(3), *_parameters()),
+        lambda: (_pixels(3).half().to(memory_format=torch.channels_last), *_parameters()),
+    ],
+    "curves_bwd": [
+        lambda: (_pixels(3), *_parameters(), _guide(), False),
+        lambda: (_pixels(3).to(memory_format=torch.channels_last), *_parameters(), _guide().double(), True),
+    ],
     "total_variation": [lambda: (_grid(3),)],
     "total_variation_bwd": [lambda: (_grid(3),)],
 }
@@ -78,9 +98,13 @@ def test_opcheck(name: str, case: int) -> None:
     torch.library.opcheck(operator, RAW[name][case](), test_utils=checks)
 
 
+CURVES = _parameters()
+
+
 def chain(grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
     """Every operator, once."""
     applied = bilagrid.slice_apply(grid, guide, image)
+    guide = bilagrid.curves(image, *CURVES) + guide
     splatted = bilagrid.splat(applied, guide, (3, 2, 2))
     smooth = bilagrid.slice(bilagrid.blur(splatted, 0.7), guide)
     return smooth.square().sum() + bilagrid.slice_apply(grid, None, image).sum() + bilagrid.total_variation(grid)
@@ -147,6 +171,7 @@ def test_one_graph_for_every_image_size_with_gradients() -> None:
 def test_export_with_dynamic_height_and_width() -> None:
     class Apply(torch.nn.Module):
         def forward(self, grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
+            guide = guide + bilagrid.curves(image, *CURVES)
             return bilagrid.slice_apply(grid, guide, image) + bilagrid.slice(grid[:, :3], guide)
 
     height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)

@@ -30,6 +30,7 @@ USES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
     "slice_apply by luma": (bilagrid.slice_apply, (GRID, None, IMAGE)),
     "slice of splat": (lambda v, g: bilagrid.slice(bilagrid.splat(v, g, (4, 3, 3)), g), (IMAGE, GUIDE)),
     "total_variation of blur": (lambda grid: bilagrid.total_variation(bilagrid.blur(grid, 1.0)), (GRID,)),
+    "curves": (bilagrid.curves, (IMAGE, (3, 3), (3,), (3, 16), (3, 16), (3,), ())),
     "bilateral_filter": (_filter, (IMAGE,)),
 }
 

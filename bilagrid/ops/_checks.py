@@ -73,12 +73,14 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def rank(name: str, tensor: Tensor, symbols: str) -> None:
-    """``tensor`` has as many dimensions as ``symbols`` names, and only the first, the batch, may be empty."""
-    if tensor.ndim != symbols.count(",") + 1:
+    """``tensor`` has as many dimensions as ``symbols`` names, and none but a batch N may be empty."""
+    if tensor.ndim != symbols.count(", ") + 1:
         raise ValueError(f"{name} must have shape {symbols}, got {tuple(tensor.shape)}")
-    for extent in tensor.shape[1:]:
+    batched = symbols.startswith("(N,")
+    for extent in tensor.shape[1 if batched else 0 :]:
         if extent < 1:
-            raise ValueError(f"{name} must have shape {symbols} with all but N at least 1, got {tuple(tensor.shape)}")
+            least = "all but N at least 1" if batched else "all at least 1"
+            raise ValueError(f"{name} must have shape {symbols} with {least}, got {tuple(tensor.shape)}")
 
 
 def same(name: str, tensor: Tensor, symbols: str, expected: tuple[Any, ...], other: str) -> None:

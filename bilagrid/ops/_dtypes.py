@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -11,3 +13,8 @@ HALF = (torch.float16, torch.bfloat16)
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in float32 where it is of a half type, else itself: what products and sums are computed in before they are rounded once, at the end."""
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def promoted(*tensors: Tensor) -> torch.dtype:
+    """The smallest type that holds the values of all, scalars counted like the rest."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
