@@ -191,6 +191,7 @@ def test_strips_make_the_picture_that_the_network_makes_whole(monkeypatch, level
     np.testing.assert_allclose(made, whole, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_large_picture_in_bounded_memory(tmp_path, model):
     """Fifty megapixels take little more than the two pictures at their own depth."""
     code = (
@@ -221,7 +222,9 @@ def test_enhance_goes_on_where_it_stopped_and_is_shared_out(tmp_path, model, pho
     assert "--overwrite" in refused(capsys, "enhance", photos / "chelsea.png", out / "chelsea.png", "--weights", model)
 
 
-@pytest.mark.parametrize("guide", ["curves", "pointwise", "luma"])
+@pytest.mark.parametrize(
+    "guide", ["curves", *(pytest.param(guide, marks=pytest.mark.slow) for guide in ("pointwise", "luma"))]
+)
 def test_exported_network_gives_the_same(tmp_path, guide):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
