@@ -15,6 +15,7 @@ from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
+from nets.pictures import pixels_of, tensor_of
 
 # Pixels that are computed at once: enough to keep the processor busy, and little beside a photograph.
 _STRIP = 2**20
@@ -107,9 +108,9 @@ def apply(net: HDRNet, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         rows = max(_STRIP // width // 4, 4) * 4
         for top in range(0, height, rows):
             bottom, first = min(top + rows, height), max(top - halo, 0)
-            tile = torch.from_numpy(images.scaled(source[first : bottom + halo])).permute(2, 0, 1)[None]
-            out = net.render(tile.to(device), grid, lattice=lattice.crop(first, 0))
-            pixels = out[0, :, top - first : bottom - first].permute(1, 2, 0).cpu().numpy()
+            tile = tensor_of(images.scaled(source[first : bottom + halo]), device)
+            out = net.render(tile, grid, lattice=lattice.crop(first, 0))
+            pixels = pixels_of(out[:, :, top - first : bottom - first])
             result[top:bottom] = images.quantised(pixels if channels == 3 else (pixels @ _LUMA)[..., None], dtype)
     return result
 

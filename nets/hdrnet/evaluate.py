@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from nets import metrics
-from nets.hdrnet.data import Source
 from nets.hdrnet.enhance import apply, device_of
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.hdrnet.train import Look, OperatorName, source_of
+from nets.pictures import pixels_of, tensor_of
 
 # The columns of the table: from a picture before and after, what each makes of it.
 Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -86,8 +86,19 @@ def evaluate(
 Row = dict[str, str | float]
 
 
+class Measured(Protocol):
+    """Pairs by number, as `data.Source` has them."""
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def pair(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values (H, W, 3) before and after, at any depth."""
+
+
 def measure(
-    source: Source, makers: dict[str, Maker], *, show: str | None = None
+    source: Measured, makers: dict[str, Maker], *, show: str | None = None
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
     """A row of figures for each picture, ``psnr <maker>`` and ``ssim <maker>``, with the mean as the last; and the pictures themselves where one is to show."""
     rows: list[Row] = []
@@ -150,13 +161,3 @@ def fitted(
     size = (config["luma_bins"], config["spatial_bins"], config["spatial_bins"])
     grid = bilagrid.fit(image, target, guide, size=size, method="global")
     return bilagrid.slice_apply(grid, guide, image)
-
-
-def tensor_of(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """``(H, W, 3)`` as ``(1, 3, H, W)``."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
-
-
-def pixels_of(image: torch.Tensor) -> np.ndarray:
-    """``(1, 3, H, W)`` as ``(H, W, 3)``."""
-    return image[0].permute(1, 2, 0).cpu().numpy()

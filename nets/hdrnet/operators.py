@@ -9,6 +9,7 @@ import skimage.exposure
 import torch
 
 import bilagrid
+from nets.pictures import pixels_of, tensor_of
 
 # (H, W, 3) in [0, 1] to the same.
 Operator = Callable[[np.ndarray], np.ndarray]
@@ -49,12 +50,11 @@ OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": cont
 
 def look(before: np.ndarray, after: np.ndarray) -> Operator:
     """What one pair of pictures does to colours, wherever they lie: an affine map for each of eight brightnesses, fitted to the pair."""
-    image, target = _tensor(before), _tensor(after)
+    image, target = tensor_of(before), tensor_of(after)
     grid = bilagrid.fit(image, target, size=(8, 1, 1), method="global")
 
     def apply(pixels: np.ndarray) -> np.ndarray:
-        changed = bilagrid.slice_apply(grid, None, _tensor(pixels))
-        return changed[0].permute(1, 2, 0).clamp(0, 1).numpy()
+        return pixels_of(bilagrid.slice_apply(grid, None, tensor_of(pixels)).clamp(0, 1))
 
     return apply
 
@@ -70,7 +70,3 @@ def _base(gray: np.ndarray) -> np.ndarray:
 def _luma(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) to (H, W, 1)."""
     return (pixels @ _LUMA)[..., None]
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
