@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,24 @@ def test_examples(name: str) -> None:
     tried, failed = run(thing, name, importlib.import_module(inspect.getmodule(thing).__name__))
     assert tried > 0, f"{name} shows no example"
     assert failed == 0
+
+
+def test_example_of_hdrnet() -> None:
+    pytest.importorskip("safetensors")
+    model = importlib.import_module("nets.hdrnet.model")
+    tried, failed = run(model.HDRNet, "HDRNet", model)
+    assert tried > 0
+    assert failed == 0
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    pytest.importorskip("safetensors")
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 3
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(block, scope)
 
 
 def test_a_wrong_example_fails() -> None:

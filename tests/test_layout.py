@@ -46,6 +46,7 @@ FORBIDDEN = {
     "bilagrid/cpu/*.py": ("bilagrid.gpu", "triton", "bilagrid.filters", "bilagrid.nn", "tests", "perf"),
     "bilagrid/ops/*.py": ("bilagrid.gpu", "bilagrid.cpu", "triton", "numba", "bilagrid.filters", "tests", "perf"),
     "bilagrid/*.py": ("bilagrid.gpu", "bilagrid.cpu", "triton", "numba", "tests"),
+    "nets/**/*.py": ("bilagrid.ops", "bilagrid.gpu", "bilagrid.cpu", "triton", "numba", "perf", "tests"),
     "tests/reference/*.py": ("bilagrid", "torch", "triton", "numba"),
 }
 
@@ -84,7 +85,7 @@ def test_every_operator_has_its_reference_and_its_test() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    for path in (ROOT / "bilagrid").rglob("*.py"):
+    for path in (*(ROOT / "bilagrid").rglob("*.py"), *(ROOT / "nets").rglob("*.py")):
         assert not {m for m in imports(path) if m.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib")}, path
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"), path
