@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("skimage")
 pytest.importorskip("OpenImageIO")
 
-from perf import upsampling  # noqa: E402
+from perf import upsampling
 
 
 @pytest.fixture(autouse=True)
