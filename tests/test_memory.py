@@ -47,5 +47,5 @@ def test_slice_apply_and_curves_take_less_than_a_fifth_of_their_outputs() -> Non
     assert done.returncode == 0, done.stderr
     taken = [float(share) for share in done.stdout.split()]
     assert len(taken) == 4
-    # Nothing taken at all would mean that nothing was measured.
-    assert all(-0.02 < share < 0.2 for share in taken), taken
+    # -1 would mean that not even the outputs were seen; the kernel counts pages a few dozen at a time.
+    assert all(-0.1 < share < 0.2 for share in taken), taken
