@@ -1,0 +1,5 @@
+"""Merging photographs of several exposures into one of high dynamic range. ``python -m nets.deghost --help`` shows the command line."""
+
+from nets.deghost.model import DeghostNet
+
+__all__ = ["DeghostNet"]
