@@ -161,9 +161,7 @@ class _Down(nn.Sequential):
     """Leaky ReLU, 5x5 convolution to half the size, normalisation."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            OrderedDict(relu=nn.LeakyReLU(0.2), conv=_conv(inputs, outputs), norm=nn.BatchNorm2d(outputs))
-        )
+        super().__init__(OrderedDict(relu=nn.LeakyReLU(0.2), conv=_conv(inputs, outputs), norm=nn.BatchNorm2d(outputs)))
 
 
 class _Up(nn.Module):
@@ -182,9 +180,7 @@ class _Up(nn.Module):
 def _conv(inputs: int, outputs: int, stride: int = 2) -> nn.Sequential:
     before, after = _PADDING[stride]
     return nn.Sequential(
-        OrderedDict(
-            pad=nn.ReflectionPad2d((before, after, before, after)), conv=nn.Conv2d(inputs, outputs, 5, stride)
-        )
+        OrderedDict(pad=nn.ReflectionPad2d((before, after, before, after)), conv=nn.Conv2d(inputs, outputs, 5, stride))
     )
 
 
