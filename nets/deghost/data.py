@@ -261,7 +261,7 @@ def _scenes_of(folder: Path, source: Path) -> Iterator[Scene]:
                 message = f"{folder}: {f'scene {stem} ' if stem else ''}{holds}; expected {layout}"
                 partial.append((len(missing), message))
     if partial and not complete:
-        raise Refusal(min(partial)[1])
+        raise Refusal(min(partial, key=lambda found: found[0])[1])
 
 
 def _stems(layout: Layout, names: Sequence[str]) -> list[str]:
