@@ -8,6 +8,7 @@ from bilagrid.ops.slice import slice
 from bilagrid.ops.slice_apply import slice_apply
 from bilagrid.ops.splat import splat
 from bilagrid.ops.total_variation import total_variation
+from bilagrid.upsample import fit, guided_upsample
 from bilagrid.warmup import warmup
 
 __version__ = "0.1.0"
@@ -17,6 +18,8 @@ __all__ = [
     "bilateral_filter",
     "blur",
     "curves",
+    "fit",
+    "guided_upsample",
     "joint_bilateral_upsample",
     "slice",
     "slice_apply",

@@ -33,6 +33,7 @@ _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar
 _High = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HIGH")]
 _LowIn = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_IN")]
 _LowOut = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LOW_OUT")]
+_Sigma = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 _Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -102,30 +103,47 @@ def upsample(
     low_out: _LowOut,
     out: _Out,
     *,
-    method: Literal["jbu"] = "jbu",
-    sigma_space: float = 1.0,
-    sigma_color: float = 0.1,
+    method: Literal["bgu", "jbu"] = "bgu",
+    fit: Literal["fast", "global"] | None = None,
+    sigma_space: _Sigma = None,
+    sigma_color: _Sigma = None,
     overwrite: bool = False,
 ) -> None:
     """Bring the result of an edit, made on a small copy, to the size of the original.
 
-    Shrink HIGH to LOW_IN, edit that into LOW_OUT by any slow means, and get at OUT the edit at full size, with the edges of HIGH. OUT has the depth and
-    metadata of LOW_OUT and the alpha of HIGH, if it has one.
+    Shrink HIGH to LOW_IN, edit that into LOW_OUT by any slow means, and get at OUT the edit at full size, with the detail and the edges of HIGH. OUT has
+    the depth and metadata of LOW_OUT and the alpha of HIGH, if it has one.
 
     To try:
 
     python -m bilagrid upsample photo.png small.png small_edited.png photo_edited.png
+
+    python -m bilagrid upsample photo.png small.png small_edited.png photo_edited.png --fit global
+        nearer to the edit, and slower
+
+    python -m bilagrid upsample photo.png small.png small_mask.png mask.png --method jbu --sigma-space 1
+        for what is no edit of colours, such as a mask or depth
 
     Args:
         high: the original at full size.
         low_in: a smaller copy of it, of the same proportions.
         low_out: what became of LOW_IN, of the same size as LOW_IN.
         out: the file to write.
-        method: jbu: joint bilateral upsampling (Kopf et al., 2007).
-        sigma_space: standard deviation in pixels of the small pictures, above 0; 0.5 to 2 are usual.
-        sigma_color: standard deviation in brightness, where black is 0 and white 1, above 0.
+        method: bgu: bilateral guided upsampling (Chen et al., 2016), which learns what the edit does to colours and does it to those of HIGH. jbu: joint
+            bilateral upsampling (Kopf et al., 2007), which mixes pixels of LOW_OUT.
+        fit: of bgu alone. fast: each cell of the grid by itself, the default. global: all cells at once.
+        sigma_space: of jbu alone: standard deviation in pixels of the small pictures, above 0; 0.5 to 2 are usual, the default is 1.
+        sigma_color: of jbu alone: standard deviation in brightness, where black is 0 and white 1, above 0; the default is 0.1.
         overwrite: replace OUT if it exists. The inputs are never replaced.
     """
+    for other, name, value in (
+        ("jbu", "--sigma-space", sigma_space),
+        ("jbu", "--sigma-color", sigma_color),
+        ("bgu", "--fit", fit),
+    ):
+        if value is not None and method != other:
+            raise Refusal(f"{name} belongs to --method {other}, got --method {method}")
+    sigma_space, sigma_color = 1.0 if sigma_space is None else sigma_space, 0.1 if sigma_color is None else sigma_color
     _check_sigmas(sigma_space, sigma_color)
     sources = [high, low_in, low_out]
     for source in sources:
@@ -145,9 +163,18 @@ def upsample(
     # Shrinking rounds each side to whole pixels, by at most one.
     if abs(ratios[0] - ratios[1]) * min(small.size) > max(ratios) + 1e-6:
         raise Refusal(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
-    result = bilagrid.joint_bilateral_upsample(
-        _tensor(edited.pixels), _luma(small), _luma(large), sigma_space=sigma_space, sigma_color=sigma_color
-    )
+    if method == "bgu":
+        full, low, done = (_tensor(picture.pixels) for picture in (large, small, edited))
+        if full.shape[1] != low.shape[1]:
+            kinds = {1: "gray", 3: "in colour"}
+            raise Refusal(
+                f"LOW_IN must be {kinds[full.shape[1]]} as HIGH is, and is {kinds[low.shape[1]]}; or choose --method jbu"
+            )
+        result = bilagrid.guided_upsample(full, low, done, method=fit or "fast")
+    else:
+        result = bilagrid.joint_bilateral_upsample(
+            _tensor(edited.pixels), _luma(small), _luma(large), sigma_space=sigma_space, sigma_color=sigma_color
+        )
     images.write(out, _array(result), edited, alpha=large.alpha)
     print(f"wrote {out}")
 

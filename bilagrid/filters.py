@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
-from bilagrid.ops._luma import luma
+from bilagrid.ops._luma import own_guide
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_, slice_normalized_
 from bilagrid.ops.splat import splat_
@@ -81,7 +81,7 @@ def bilateral_filter(
     _checks.tensors(image=image, optional=guide)
     _checks.rank("image", image, "(N, C, H, W)")
     if guide is None:
-        guide = _own_guide("image", image)
+        guide = own_guide("image", image)
     else:
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
     lattice, sigma = filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
@@ -151,16 +151,6 @@ def joint_bilateral_upsample(
     prior = torch.nn.functional.interpolate(low.to(sliced.dtype), size=guide_high.shape[1:], mode="bilinear")
     weighted, weight = sliced[:, :-1], sliced[:, -1:]
     return ((weighted + _UPSAMPLE_PRIOR * prior) / (weight + _UPSAMPLE_PRIOR)).to(low.dtype)
-
-
-def _own_guide(name: str, image: Tensor) -> Tensor:
-    if image.shape[1] == 1:
-        return image[:, 0]
-    if image.shape[1] == 3:
-        return luma(image)
-    raise ValueError(
-        f"{name} must have 1 or 3 channels to be its own guide, got {image.shape[1]}; pass guide=(N, H, W)"
-    )
 
 
 def filter_lattice(

@@ -123,10 +123,7 @@ USES = [
     Use("filter, C=2 homogeneous, D=16", torch.float32, _filter),
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
     Use("curves, 3 of 16 knots", torch.float32, _guide),
-    Use("curves, 3 of 16 knots", torch.float16, _guide),
     Use("curves, 3 of 16 knots, by parameters", torch.float32, partial(_guide, by_image=False)),
-    Use("curves, 3 of 16 knots", torch.float64, _guide),
-    Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
     Use("slice_apply, 3x4, guide", torch.float64, _affine),
 ]
 
@@ -141,8 +138,11 @@ def _tile_use(channels: int, depth: int, regime: _regime.Regime) -> Use:
 
 _DEPTHS = (4, 8, 16, 32, 64)
 
-# Every tiling of the products and every loop over channels: their kernels must stay in registers whatever the grid's channels and planes.
+# Every tiling of the products, every loop over channels and curves of every type: their kernels must stay in registers whatever the grid's channels and planes.
 TILE_USES = [
+    Use("curves, 3 of 16 knots", torch.float16, _guide),
+    Use("curves, 3 of 16 knots", torch.float64, _guide),
+    Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
     *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
     *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),
 ]

@@ -135,27 +135,44 @@ def test_cross_filter(tmp_path, capsys):
     assert "input" in refused(capsys, "filter", source, guide, "--guide", guide, "--overwrite")
 
 
-def test_upsample(tmp_path):
+@pytest.mark.parametrize(
+    "options", [(), ("--fit", "global"), ("--method", "jbu"), ("--method", "bgu", "--fit", "fast")]
+)
+def test_upsample(tmp_path, options):
     full = photograph(96, 128)
     small = full.reshape(24, 4, 32, 4, 3).mean((1, 3))
     high = save(tmp_path / "high.png", full)
     low_in = save(tmp_path / "low.png", np.rint(small).astype(np.uint8))
     low_out = save(tmp_path / "low_out.png", np.rint(255 - small).astype(np.uint8))
-    assert run("upsample", high, low_in, low_out, tmp_path / "out.png", "--method", "jbu") == 0
+    assert run("upsample", high, low_in, low_out, tmp_path / "out.png", *options) == 0
     result, _ = load(tmp_path / "out.png")
     bilinear = oiio.ImageBufAlgo.resize(oiio.ImageBuf(str(low_out)), "triangle", 0, oiio.ROI(0, 128, 0, 96)).get_pixels(
         oiio.UINT8
     )
     wanted = 255.0 - full
-    assert ((result - wanted) ** 2).mean() < ((bilinear - wanted) ** 2).mean()
+    # Joint bilateral upsampling mixes colours, guided upsampling learns the edit.
+    share = 1 if "jbu" in options else 0.1
+    assert ((result - wanted) ** 2).mean() < share * ((bilinear - wanted) ** 2).mean()
 
 
-@pytest.mark.parametrize("wrong", ["low_out", "larger", "proportions", "exists", "same"])
+def test_upsample_keeps_depth_alpha_and_kind(tmp_path):
+    high = save(tmp_path / "high.png", photograph(48, 64, channels=4))
+    low_in = save(tmp_path / "low.png", photograph(48, 64)[::4, ::4])
+    low_out = save(tmp_path / "low_out.png", photograph(48, 64, channels=1, kind="uint16")[::4, ::4])
+    assert run("upsample", high, low_in, low_out, tmp_path / "out.png") == 0
+    result, _ = load(tmp_path / "out.png")
+    assert result.dtype == np.uint16
+    assert result.shape == (48, 64, 2)
+    assert np.abs(result[..., :1] / 65535 - photograph(48, 64, channels=1) / 255).mean() < 0.02
+
+
+@pytest.mark.parametrize("wrong", ["low_out", "larger", "proportions", "exists", "same", "sigma", "fit", "gray"])
 def test_upsample_refuses(tmp_path, capsys, wrong):
     high = save(tmp_path / "high.png", photograph(48, 64))
     low = save(tmp_path / "low.png", photograph(12, 16))
     odd = save(tmp_path / "odd.png", photograph(16, 12))
     large = save(tmp_path / "large.png", photograph(96, 128))
+    gray = save(tmp_path / "gray.png", photograph(12, 16, channels=1))
     out = tmp_path / "out.png"
     arguments, message = {
         "low_out": ((high, low, odd, out), "LOW_OUT must be as large"),
@@ -163,6 +180,12 @@ def test_upsample_refuses(tmp_path, capsys, wrong):
         "proportions": ((high, odd, odd, out), "proportions"),
         "exists": ((high, low, low, large), "exists"),
         "same": ((high, low, low, high, "--overwrite"), "is an input"),
+        "sigma": ((high, low, low, out, "--sigma-space", 1), "--sigma-space belongs to --method jbu, got --method bgu"),
+        "fit": (
+            (high, low, low, out, "--method", "jbu", "--fit", "fast"),
+            "--fit belongs to --method bgu, got --method jbu",
+        ),
+        "gray": ((high, gray, low, out), "LOW_IN must be in colour as HIGH is, and is gray"),
     }[wrong]
     assert message in refused(capsys, "upsample", *arguments)
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""BT.601 luma, the guide of a colour image that comes without one."""
+"""The guide of an image that comes without one: itself if it is gray, its BT.601 luma if it has colours."""
 
 from __future__ import annotations
 
@@ -16,3 +16,14 @@ def luma(image: Tensor) -> Tensor:
     """
     red, green, blue = widened(image).unbind(1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+def own_guide(name: str, image: Tensor) -> Tensor:
+    """The guide ``(N, H, W)`` of the image called ``name``; refuses one of neither 1 nor 3 channels."""
+    if image.shape[1] == 1:
+        return image[:, 0]
+    if image.shape[1] == 3:
+        return luma(image)
+    raise ValueError(
+        f"{name} must have 1 or 3 channels to be its own guide, got {image.shape[1]}; pass guide=(N, H, W)"
+    )

@@ -69,6 +69,18 @@ def slice_apply(
     return _SliceApply.apply(grid, guide, image, offset, pack(lattice))
 
 
+def slice_apply_bwd_grid_(guide: Tensor, image: Tensor, grad: Tensor, lattice: Lattice) -> Tensor:
+    """The adjoint of `slice_apply` in its grid, offset included: ``splat(grad ⊗ [image; 1], guide)`` without the products, ``(N, C_out * (C_in + 1), ...)``."""
+    return _SliceApplyBwdGrid.apply(guide, image, grad, True, pack(lattice))
+
+
+def slice_apply_bwd_pixels_(
+    grid: Tensor, guide: Tensor, image: Tensor, grad: Tensor, lattice: Lattice
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``sum(grad * slice_apply(grid, guide, image))`` by image and by guide."""
+    return _SliceApplyBwdPixels.apply(grid, guide, image, grad, True, pack(lattice))
+
+
 def _fake_slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
     return empty_as(image, grid.shape[1] // (image.shape[1] + offset))
 

@@ -52,7 +52,7 @@ def enhance(
 
     Args:
         paths: one file and the file to write, or files or a folder and the folder to write to. Nothing: a photograph that comes with scikit-image.
-        weights: what train wrote, or one of the models that come along: clahe, contrast, tone.
+        weights: what train wrote, or one of the models that come along: contrast, shadows, tone.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         overwrite: replace files that exist. The input itself is never replaced.
     """

@@ -1,0 +1,242 @@
+"""Ways of bringing an edit of a small image to full size, by how near they come: ``python -m perf.upsampling``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import bilagrid
+from perf import arguments
+from perf.arguments import Parser, RefusalError
+
+_DESCRIPTION = """\
+Runs local operators on photographs that come with scikit-image shrunk to an eighth, brings the results up to full size,
+and compares them with the operators run there: PSNR in dB, values clamped to 0..1. A pair of your own (--pair) is small and
+large at once: both of its images are shrunk, and what is brought up is compared with the pair itself.
+
+methods:
+  affine    one affine colour map for the whole image, by least squares
+  jbu       joint bilateral upsampling, the best of sigmas 0.5 and 1 pixels, 0.05 and 0.1 of brightness, picked by the truth
+  fast      bilagrid.guided_upsample(method="fast")
+  global    bilagrid.guided_upsample(method="global")
+"""
+
+_EXAMPLES = """\
+examples:
+  python -m perf.upsampling
+  python -m perf.upsampling --only coffee --pair low_res_in.png low_res_out.png --out results
+"""
+
+_PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
+_FACTOR = 8
+_PAIR_FACTORS = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small image, what became of it, the large image and the truth."""
+
+    image: str
+    operator: str
+    factor: int
+    low: Tensor
+    target: Tensor
+    high: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """PSNR in dB of each method; ``wins`` where fast and global both are above affine and jbu."""
+
+    image: str
+    operator: str
+    factor: int
+    affine: float
+    jbu: float
+    fast: float
+    global_: float
+
+    @property
+    def wins(self) -> bool:
+        return min(self.fast, self.global_) > max(self.affine, self.jbu)
+
+
+def luma(image: Tensor) -> Tensor:
+    """``(1, H, W)``, BT.601 of colours."""
+    if image.shape[1] == 1:
+        return image[:, 0]
+    return 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+
+
+def shrink(image: Tensor, factor: int) -> Tensor:
+    size = [max(1, round(extent / factor)) for extent in image.shape[2:]]
+    return torch.nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True)
+
+
+def _local_contrast(image: Tensor) -> Tensor:
+    """What a bilateral filter takes away, twice."""
+    gray = luma(image)[:, None]
+    sigma = 0.06 * max(image.shape[2:])
+    return image + gray - bilagrid.bilateral_filter(gray, sigma_space=sigma, sigma_color=0.2)
+
+
+def _tone_mapping(image: Tensor) -> Tensor:
+    """Durand and Dorsey's: half the contrast of a bilateral base of log luminance."""
+    gray = luma(image)[:, None]
+    logarithm = (gray + 0.02).log10()
+    sigma = 0.02 * max(image.shape[2:])
+    base = bilagrid.bilateral_filter(logarithm, sigma_space=sigma, sigma_color=0.4)
+    return image * (10 ** (logarithm - 0.5 * base) - 0.02).clamp(0) / (gray + 1e-4)
+
+
+def _clahe(image: Tensor) -> Tensor:
+    """scikit-image's contrast-limited adaptive histogram equalisation of brightness, in eighths of the image."""
+    from skimage import exposure
+
+    pixels = exposure.equalize_adapthist(image[0].movedim(0, -1).numpy(), clip_limit=0.02)
+    return torch.from_numpy(np.moveaxis(pixels.astype(np.float32), -1, 0).copy())[None]
+
+
+def _vignette(image: Tensor) -> Tensor:
+    y, x = (torch.linspace(-1, 1, extent) for extent in image.shape[2:])
+    return image * (1 - 0.4 * (y[:, None] ** 2 + x**2))
+
+
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "local contrast": _local_contrast,
+    "tone mapping": _tone_mapping,
+    "CLAHE": _clahe,
+    "vignette": _vignette,
+}
+
+
+def photographs(names: Sequence[str]) -> Iterator[Case]:
+    """Each photograph under each operator."""
+    from skimage import data
+
+    for name in names:
+        pixels = getattr(data, name)().astype(np.float32) / 255
+        high = torch.from_numpy(pixels).movedim(-1, 0)[None].contiguous()
+        low = shrink(high, _FACTOR)
+        for title, operator in OPERATORS.items():
+            yield Case(name, title, _FACTOR, low, operator(low).clamp(0, 1), high, operator(high).clamp(0, 1))
+
+
+def pair(source: Path, edited: Path) -> Iterator[Case]:
+    """The pair of two files, shrunk by each factor."""
+    from bilagrid import images
+
+    try:
+        pictures = [images.read(path) for path in (source, edited)]
+    except images.ImageError as error:
+        raise RefusalError(str(error)) from None
+    if pictures[0].size != pictures[1].size:
+        sizes = ["{1}x{0}".format(*picture.size) for picture in pictures]
+        raise RefusalError(f"{edited}: is {sizes[1]}, must be as large as {source}, {sizes[0]}")
+    high, truth = (torch.from_numpy(picture.pixels).movedim(-1, 0)[None].contiguous() for picture in pictures)
+    for factor in _PAIR_FACTORS:
+        yield Case(source.stem, edited.stem, factor, shrink(high, factor), shrink(truth, factor), high, truth)
+
+
+def measure(case: Case) -> Row:
+    """Every method's PSNR."""
+
+    def psnr(found: Tensor) -> float:
+        return -10 * (found.clamp(0, 1) - case.truth).square().mean().log10().item()
+
+    guides = luma(case.low), luma(case.high)
+    jbu = [
+        psnr(bilagrid.joint_bilateral_upsample(case.target, *guides, sigma_space=space, sigma_color=color))
+        for space in (0.5, 1.0)
+        for color in (0.05, 0.1)
+    ]
+    ours = [
+        psnr(bilagrid.guided_upsample(case.high, case.low, case.target, method=method)) for method in ("fast", "global")
+    ]
+    return Row(case.image, case.operator, case.factor, psnr(_affine(case)), max(jbu), *ours)
+
+
+def _affine(case: Case) -> Tensor:
+    low, high = (
+        torch.cat([image, torch.ones_like(image[:, :1])], 1)[0].flatten(1).double() for image in (case.low, case.high)
+    )
+    solution = torch.linalg.lstsq(low.T, case.target[0].flatten(1).double().T, driver="gelsd").solution
+    return (solution.T @ high).unflatten(1, case.high.shape[2:])[None].float()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown; the best of a row is bold."""
+    lines = ["| image | operator | 1/ | affine | JBU | fast | global |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        values = [row.affine, row.jbu, row.fast, row.global_]
+        shown = [f"**{value:.1f}**" if value == max(values) else f"{value:.1f}" for value in values]
+        lines.append(f"| {row.image} | {row.operator} | {row.factor} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("python -m perf.upsampling", _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("--only", nargs="+", choices=_PHOTOGRAPHS, metavar="IMAGE", help=f"of {', '.join(_PHOTOGRAPHS)} (default: all)")  # fmt: skip
+    parser.add_argument("--pair", nargs=2, type=Path, action="append", default=[], metavar=("LOW_IN", "LOW_OUT"), help=f"two files beside them: an image and an edit of it, shrunk by {', '.join(map(str, _PAIR_FACTORS))}")  # fmt: skip
+    parser.add_argument("--threads", type=arguments.count("threads"), help="on the CPU (default: torch's choice)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/upsampling.csv")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR/upsampling.csv")
+    return parser
+
+
+def _upsampling(options: argparse.Namespace) -> int:
+    arguments.device("cpu")
+    if find_spec("skimage") is None:
+        raise RefusalError('the photographs come with scikit-image: pip install -c constraints.txt -e ".[images]"')
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    path = None if options.out is None else options.out / "upsampling.csv"
+    if path is not None and path.exists() and not options.overwrite:
+        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    names = options.only or _PHOTOGRAPHS
+    pairs = [case for files in options.pair for case in pair(*files)]
+    rows = []
+    with tqdm(total=len(names) * len(OPERATORS) + len(pairs), unit="row", disable=None) as progress:
+        for cases in (photographs(names), pairs):
+            for case in cases:
+                progress.set_postfix_str(f"{case.image}, {case.operator}")
+                rows.append(measure(case))
+                progress.update()
+    print(table(rows))
+    won = sum(row.wins for row in rows)
+    print(f"fast and global are both nearer than affine and JBU in {won} of {len(rows)} rows")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(name.rstrip("_") for name in asdict(rows[0]))
+            writer.writerows([f"{v:.3f}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows)
+        print(f"wrote {path}")
+    return 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
+    try:
+        return _upsampling(_parser().parse_args(given))
+    except KeyboardInterrupt:
+        print("perf.upsampling: interrupted", file=sys.stderr)
+        return 130
+    except (RefusalError, OSError) as error:
+        print(f"perf.upsampling: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
