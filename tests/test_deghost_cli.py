@@ -15,13 +15,13 @@ pytest.importorskip("ignite")
 pytest.importorskip("cv2")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from bilagrid import images
-from nets.deghost import DeghostNet
-from nets.deghost.__main__ import main
-from nets.deghost.data import Scenes, tensors
-from nets.deghost.evaluate import figures, fused, merge
-from nets.deghost.generator import Generated, Photographs
-from nets.weights import load_network, save_network
+from bilagrid import images  # noqa: E402
+from nets.deghost import DeghostNet  # noqa: E402
+from nets.deghost.__main__ import main  # noqa: E402
+from nets.deghost.data import Scenes, tensors  # noqa: E402
+from nets.deghost.evaluate import figures, fused, merge  # noqa: E402
+from nets.deghost.generator import Generated, Photographs  # noqa: E402
+from nets.weights import load_network, save_network  # noqa: E402
 
 # A network and patches so small that a step takes milliseconds.
 SMALL = ("--width", 2, "--crop", 32, "--batch", 2, "--workers", 0, "--lr", 1e-3)
@@ -91,7 +91,7 @@ def test_train_on_scenes_then_measure(tmp_path, scenes, capsys):
         assert f"{values[2]:.{4 if column.startswith('SSIM') else 2}f}"[:5] in printed
     # What the table says of the model is what the network and the measure give.
     bracket = Scenes([scenes]).bracket(0)
-    ldr, ev, truth = tensors(bracket)
+    ldr, ev, _ = tensors(bracket)
     net = load_network(weights, DeghostNet)
     with torch.no_grad():
         made = net(ldr[None], ev[None])[0].permute(1, 2, 0).numpy()
@@ -106,8 +106,8 @@ def test_figures_are_of_all_pixels_unclipped():
     off[0, 0] += 1.5
     found = figures(off, truth)
     assert found["PSNR-L"] == pytest.approx(-10 * np.log10(1.5**2 / 1200), abs=1e-3)
-    law = lambda values: np.log(1 + 5000 * values.astype(np.float64)) / np.log(5001)  # noqa: E731
-    assert found["PSNR-μ"] == pytest.approx(-10 * np.log10(np.square(law(off) - law(truth)).mean()), abs=1e-3)
+    seen, expected = (np.log(1 + 5000 * values.astype(np.float64)) / np.log(5001) for values in (off, truth))
+    assert found["PSNR-μ"] == pytest.approx(-10 * np.log10(np.square(seen - expected).mean()), abs=1e-3)
     assert figures(truth, truth) == {"PSNR-μ": np.inf, "PSNR-L": np.inf, "SSIM-μ": 1.0}
 
 

@@ -153,10 +153,14 @@ def test_turned_and_mirrored_alike(tmp_path):
             torch.testing.assert_close(target, upright[2])
 
 
+def read_all(folder):
+    scenes = Scenes([folder])
+    return [scenes.bracket(k) for k in range(len(scenes))]
+
+
 def refusal(folder):
     with pytest.raises(Refusal) as caught:
-        scenes = Scenes([folder])
-        [scenes.bracket(k) for k in range(len(scenes))]
+        read_all(folder)
     return str(caught.value)
 
 
