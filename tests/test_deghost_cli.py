@@ -16,12 +16,12 @@ pytest.importorskip("cv2")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from bilagrid import images  # noqa: E402
-from nets.deghost import DeghostNet  # noqa: E402
+from nets.deghost import BilateralDeghost, DeghostNet, load  # noqa: E402
 from nets.deghost.__main__ import main  # noqa: E402
 from nets.deghost.data import Scenes, tensors  # noqa: E402
 from nets.deghost.evaluate import figures, fused, merge  # noqa: E402
 from nets.deghost.generator import Generated, Photographs  # noqa: E402
-from nets.weights import load_network, save_network  # noqa: E402
+from nets.weights import save_network  # noqa: E402
 
 # A network and patches so small that a step takes milliseconds.
 SMALL = ("--width", 2, "--crop", 32, "--batch", 2, "--workers", 0, "--lr", 1e-3)
@@ -92,7 +92,7 @@ def test_train_on_scenes_then_measure(tmp_path, scenes, capsys):
     # What the table says of the model is what the network and the measure give.
     bracket = Scenes([scenes]).bracket(0)
     ldr, ev, _ = tensors(bracket)
-    net = load_network(weights, DeghostNet)
+    net = load(weights)
     with torch.no_grad():
         made = net(ldr[None], ev[None])[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(merge(net, bracket), made, rtol=0, atol=1e-6)
@@ -146,7 +146,9 @@ def test_bad_data_is_refused(tmp_path, photos, scenes, model, capsys):
     out = tmp_path / "run"
     assert "holds no scenes; expected folders laid out as one of" in refused(capsys, "train", photos, out, *SMALL)
     assert "RUN is missing" in refused(capsys, "train", photos)
-    assert "--crop must be at least 16, got 8" in refused(capsys, "train", photos, out, "--generate", "--crop", 8)
+    assert "--crop must be at least 16 and --reduce at least 1, got 8 and 1" in refused(
+        capsys, "train", photos, out, "--generate", "--crop", 8
+    )
     (scenes / "1" / "HDRImg.hdr").unlink()
     assert "lacks HDRImg.hdr" in refused(capsys, "train", scenes, out, *SMALL)
     assert "lacks HDRImg.hdr" in refused(capsys, "eval", scenes, "--weights", model)
@@ -160,6 +162,16 @@ def test_bad_data_is_refused(tmp_path, photos, scenes, model, capsys):
 def test_patches_are_as_large_as_the_smallest_scene(tmp_path, scenes, capsys):
     assert run("train", scenes, tmp_path / "run", *SMALL, "--crop", 64, "--steps", 1, "--variant", "unet") == 0
     assert "patches are 48x48" in capsys.readouterr().out
+
+
+def test_train_at_reduced_resolution(tmp_path, photos, scenes, capsys):
+    out = tmp_path / "run"
+    options = ("train", photos, out, "--generate", *SMALL, "--reduce", 2, "--crop", 64)
+    assert run(*options, "--steps", 2) == 0
+    assert run(*options, "--steps", 3, "--resume") == 0
+    assert "reduce = 2" in refused(capsys, *options, "--reduce", 4, "--steps", 4, "--resume")
+    assert run("eval", scenes, "--weights", out / "model.safetensors") == 0
+    assert isinstance(load(out / "model.safetensors"), BilateralDeghost)
 
 
 def test_eval_on_photographs(photos, model, capsys):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from bilagrid import commands
 from bilagrid.commands import Refusal
 from nets import metrics
+from nets.deghost.bilateral import BilateralDeghost, load
 from nets.deghost.classical import debevec, mertens
 from nets.deghost.data import Bracket, Scenes, tensors
 from nets.deghost.generator import Generated, Photographs
@@ -21,7 +22,6 @@ from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
 from nets.hdrnet.enhance import device_of
 from nets.hdrnet.evaluate import Row, as_csv, pixels_of
-from nets.weights import load_network
 
 # From a bracket to what a method makes of it, radiance (H, W, 3).
 Maker = Callable[[Bracket], np.ndarray]
@@ -73,7 +73,7 @@ def evaluate(
         raise Refusal("DATA is missing: eval DATA --weights W")
     if scenes < 1 or crop < 16 or seed < 0:
         raise Refusal(f"--scenes must be at least 1, --crop 16 and --seed 0, got {scenes}, {crop} and {seed}")
-    net = load_network(weights, DeghostNet, device_of(device))
+    net = load(weights, device_of(device))
     if table is not None:
         commands.check_file(table, (".csv",))
         commands.unwritten([(Path(), table)], overwrite=overwrite)
@@ -89,7 +89,7 @@ def evaluate(
         commands.replace(table, as_csv(rows))
 
 
-def merge(net: DeghostNet, bracket: Bracket) -> np.ndarray:
+def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket) -> np.ndarray:
     """The network's radiance ``(H, W, 3)`` of a whole bracket."""
     device = next(net.parameters()).device
     ldr, ev, _ = tensors(bracket)

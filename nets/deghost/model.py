@@ -78,7 +78,7 @@ class DeghostNet(Network):
         Raises:
             ValueError: other shapes.
         """
-        _check(ldr, ev)
+        check(ldr, ev)
         height, width = ldr.shape[-2:]
         six = torch.cat([ldr, linearised(ldr, ev)], 2) * 2 - 1
         firsts, seconds = zip(*(net(self._padded(x)) for net, x in zip(self.encoders, six.unbind(1), strict=True)), strict=True)  # fmt: skip
@@ -196,7 +196,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _check(ldr: Tensor, ev: Tensor) -> None:
+def check(ldr: Tensor, ev: Tensor) -> None:
+    """Refuses shapes that are not three exposures of three channels, and an ev for each."""
     if ldr.ndim != 5 or ldr.shape[1] != 3 or ldr.shape[2] != 3 or ldr.shape[3] < 1 or ldr.shape[4] < 1:
         raise ValueError(f"ldr must have shape (N, 3, 3, H, W), exposures before channels, got {tuple(ldr.shape)}")
     if ev.ndim != 2 or ev.shape[0] != ldr.shape[0] or ev.shape[1] != 3:

@@ -40,6 +40,11 @@ def compressed(radiance: Array) -> Array:
     return torch.log1p(MU * radiance.clamp(min=0)) / math.log1p(MU)
 
 
+def expanded(seen: Tensor) -> Tensor:
+    """The inverse of `compressed`; what lies outside of [0, 1] counts as its nearer end."""
+    return torch.expm1(seen.clamp(0, 1) * math.log1p(MU)) / MU
+
+
 def loss(result: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of T of result and T of truth: a quarter of the published, which is of values in [-1, 1]; ``-10 log10`` of it is PSNR-μ."""
     return (compressed(result) - compressed(truth)).square().mean()

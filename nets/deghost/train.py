@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilagrid.commands import Refusal
 from nets import training
+from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.data import Patches, Scenes
 from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
@@ -28,6 +29,7 @@ def train(
     generate: bool = False,
     variant: Literal["resnet", "unet"] = "resnet",
     width: int = 64,
+    reduce: int = 1,
     crop: int = 256,
     schedule: Annotated[Schedule, tyro.conf.arg(name="")] = _PUBLISHED,
     resume: bool = False,
@@ -45,6 +47,9 @@ def train(
     python -m nets.deghost train photos run --generate --width 16 --crop 128 --batch 4 --steps 5000
         a small network, from photographs alone
 
+    python -m nets.deghost train Training run --reduce 4 --crop 512
+        a network that looks at exposures a quarter as wide and high
+
     python -m nets.deghost train Training run --resume
         goes on after Ctrl-C, to the same weights as if nothing had been
 
@@ -56,6 +61,7 @@ def train(
         generate: make brackets of photographs.
         variant: resnet, the better one, or unet.
         width: channels of the first layer; the published network has 64.
+        reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; 4 is eleven times as fast.
         crop: side of the patches, in pixels; smaller where a scene is smaller.
         resume: go on with the run in RUN.
     """
@@ -63,8 +69,8 @@ def train(
         raise Refusal("RUN is missing: train DATA RUN")
     *sources, out = paths
     schedule.check()
-    if crop < 16:
-        raise Refusal(f"--crop must be at least 16, got {crop}")
+    if crop < 16 or reduce < 1:
+        raise Refusal(f"--crop must be at least 16 and --reduce at least 1, got {crop} and {reduce}")
     training.start_processes()
     data: Generated | Patches
     if generate:
@@ -81,7 +87,8 @@ def train(
             # Before the workers are forked, which then share it.
             scenes.preload()
     torch.manual_seed(schedule.seed)
-    net = DeghostNet(variant=variant, width=width)
+    whole = DeghostNet(variant=variant, width=width)
+    net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
     settings = {"generate": generate, "crop": side, "scenes": names}
     training.train(net, data, out, schedule, settings, resume=resume, betas=_BETAS, loss=loss, show=_show)
     model = out / training.MODEL
