@@ -1,6 +1,7 @@
 """The deghosting network against its published layers, and what a user of it relies on."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.pictures import data
+from tests.test_docs import run as run_examples
 
 pytest.importorskip("safetensors")
 
 from nets import weights
-from nets.deghost import DeghostNet
+from nets.deghost import BilateralDeghost, DeghostNet
 from nets.deghost.radiance import compressed, linearised, loss
 
 EV = torch.tensor([[-2.0, 0.0, 2.0]])
@@ -279,6 +281,13 @@ def test_saved_and_loaded(tmp_path) -> None:
     loaded = weights.load_network(tmp_path / "net.safetensors", DeghostNet)
     ldr, ev, _ = bracket()
     torch.testing.assert_close(loaded(ldr, ev), net(ldr, ev), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("thing", [DeghostNet, BilateralDeghost])
+def test_examples(thing: type) -> None:
+    tried, failed = run_examples(thing, thing.__name__, sys.modules[thing.__module__])
+    assert tried > 0
+    assert failed == 0
 
 
 @pytest.mark.parametrize(

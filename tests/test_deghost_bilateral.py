@@ -119,3 +119,11 @@ def test_guide_starts_as_the_mean_luma() -> None:
     assert isinstance(net.guide, nn.Conv2d)
     gray = torch.full((1, 18, 2, 2), 0.7)
     torch.testing.assert_close(net.guide(gray), torch.full((1, 1, 2, 2), 0.7))
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph() -> None:
+    net = BilateralDeghost(DeghostNet(width=2, variant="unet"), reduce=2).eval()
+    ldr, _ = bracket(50, 60)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ldr, EV), net(ldr, EV), rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
 from nets.hdrnet.enhance import device_of
-from nets.hdrnet.evaluate import Row, as_csv, pixels_of
+from nets.hdrnet.evaluate import Row, as_csv
 
 # From a bracket to what a method makes of it, radiance (H, W, 3).
 Maker = Callable[[Bracket], np.ndarray]
@@ -94,7 +94,7 @@ def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket) -> np.ndarray:
     device = next(net.parameters()).device
     ldr, ev, _ = tensors(bracket)
     with torch.inference_mode():
-        return pixels_of(net(ldr[None].to(device), ev[None].to(device)))
+        return net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
 
 
 def fused(bracket: Bracket) -> np.ndarray:

@@ -72,7 +72,7 @@ class Generated(Dataset[Item]):
     seed: int
 
     def __getitem__(self, item: int) -> Item:
-        turns, mirror = item_turn(self.seed, item)
+        turns, mirror = _turn(self.seed, item)
         return tensors(self.bracket(item), turns=turns, mirror=mirror)
 
     def bracket(self, item: int) -> Bracket:
@@ -95,7 +95,7 @@ class Generated(Dataset[Item]):
         return Bracket(_photographed(scene, ev, rng), ev, np.ascontiguousarray(scene[1]))
 
 
-def item_turn(seed: int, item: int) -> tuple[int, bool]:
+def _turn(seed: int, item: int) -> tuple[int, bool]:
     """Quarter turns and mirroring of an item: from a stream of their own, so that a bracket is the same upright."""
     rng = np.random.default_rng([seed, item, 1])
     return int(rng.integers(4)), bool(rng.integers(2))
