@@ -229,9 +229,9 @@ def test_published_network_overfits_one_patch() -> None:
     torch.manual_seed(0)
     net = DeghostNet()
     optimizer = torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999))
-    for step in range(800):
+    for step in range(300):
         # What is left at a constant rate is the optimiser's own noise.
-        optimizer.param_groups[0]["lr"] = 1e-4 * (1 + math.cos(math.pi * step / 800))
+        optimizer.param_groups[0]["lr"] = 1e-4 * (1 + math.cos(math.pi * step / 300))
         value = loss(net(ldr, ev), truth)
         optimizer.zero_grad()
         value.backward()
