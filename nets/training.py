@@ -89,6 +89,7 @@ def train(
     settings: dict[str, Any],
     *,
     resume: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
     loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
     show: Callable[[tuple[Tensor, ...], Tensor], Tensor] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -103,6 +104,7 @@ def train(
         out: the folder; what torchrun's first process writes there is whole or not there at all.
         settings: what else the run depends on; a run is resumed only with the same.
         resume: go on from the state in ``out``.
+        betas: Adam's.
         loss: of result and target.
         show: pictures ``(3, H, W)`` of a batch and its result, for the log.
         validate: figures by name to log at each checkpoint.
@@ -115,7 +117,9 @@ def train(
     if schedule.batch % world:
         raise Refusal(f"--batch must be a multiple of the {world} processes, got {schedule.batch}")
     device = idist.device()
-    optimizer = torch.optim.Adam(net.to(device).parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.Adam(
+        net.to(device).parameters(), lr=schedule.lr, betas=betas, weight_decay=schedule.weight_decay
+    )
     dtype = _precision(schedule.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = _Run(out, net, optimizer, scaler, settings | _kept(schedule))

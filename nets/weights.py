@@ -31,8 +31,8 @@ def save(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
     commands.replace(Path(os.path.realpath(path)), data)
 
 
-def load(path: Path, kind: str) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a file whose facts say that it is of this kind.
+def load(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Facts]:
+    """The tensors and facts of a file whose facts say that it is of one of these kinds.
 
     Raises:
         ValueError: a file that is missing, damaged or of another kind.
@@ -45,9 +45,10 @@ def load(path: Path, kind: str) -> tuple[dict[str, Tensor], Facts]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as safetensors: {error}") from None
-    if not isinstance(facts, dict) or facts.get("kind") != kind:
+    if not isinstance(facts, dict) or facts.get("kind") not in kinds:
         found = facts.get("kind") if isinstance(facts, dict) else None
-        raise ValueError(f"{path}: expected a file that holds {kind!r}, got {found!r}")
+        expected = " or ".join(repr(kind) for kind in kinds)
+        raise ValueError(f"{path}: expected a file that holds {expected}, got {found!r}")
     return tensors, facts
 
 
@@ -56,22 +57,24 @@ def save_network(path: Path, net: Network, **facts: Any) -> None:
     save(path, net.state_dict(), {"kind": type(net).__name__, "config": net.config, **facts})
 
 
-def load_network(path: Path, build: type[Net], device: str | torch.device = "cpu") -> Net:
-    """The network of a file of `save_network`, in evaluation mode; ``build`` is its class.
+def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: str | torch.device = "cpu") -> Net:
+    """The network of a file of `save_network`, in evaluation mode; ``build`` is its class, or several of which it may be one.
 
     Raises:
         ValueError: a file that does not hold such a network, whole and finite.
     """
-    tensors, facts = load(path, build.__name__)
+    builds = {each.__name__: each for each in (build if isinstance(build, tuple) else (build,))}
+    tensors, facts = load(path, *builds)
+    kind = facts["kind"]
     try:
-        net = build(**facts["config"])
+        net = builds[kind](**facts["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no arguments that {build.__name__} takes: {error}") from None
+        raise ValueError(f"{path}: holds no arguments that {kind} takes: {error}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: holds values that are not finite, in {name}")
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit {build.__name__}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: does not fit {kind}: {' '.join(str(error).split())}") from None
     return net.to(device).eval()

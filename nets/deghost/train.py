@@ -1,0 +1,102 @@
+"""``python -m nets.deghost train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from bilagrid.commands import Refusal
+from nets import training
+from nets.deghost.bilateral import BilateralDeghost
+from nets.deghost.data import Patches, Scenes
+from nets.deghost.generator import Generated, Photographs
+from nets.deghost.model import DeghostNet
+from nets.deghost.radiance import compressed, loss
+from nets.training import Schedule
+
+# As published, but for its length: 200 000 steps of 16 patches are about 20 times all patches of Kalantari's 74 scenes.
+_PUBLISHED = Schedule(steps=200_000, batch=16, lr=2e-4, weight_decay=0.0, workers=8)
+_BETAS = (0.5, 0.999)
+
+
+def train(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...] RUN")],
+    *,
+    generate: bool = False,
+    variant: Literal["resnet", "unet"] = "resnet",
+    width: int = 64,
+    reduce: int = 1,
+    crop: int = 256,
+    schedule: Annotated[Schedule, tyro.conf.arg(name="")] = _PUBLISHED,
+    resume: bool = False,
+) -> None:
+    """Learn to merge three exposures of scenes that move.
+
+    DATA are folders of scenes as published by Kalantari and Ramamoorthi, Wu et al., Tel et al. (SCTNet) or NTIRE 2021; or, with --generate, photographs and
+    folders of them, of which moving brackets are made on the fly. RUN is a folder for model.safetensors, the checkpoint and the log (tensorboard --logdir RUN).
+
+    To try:
+
+    python -m nets.deghost train Training run
+        learns from Kalantari's scenes as the published network did
+
+    python -m nets.deghost train photos run --generate --width 16 --crop 128 --batch 4 --steps 5000
+        a small network, from photographs alone
+
+    python -m nets.deghost train Training run --reduce 4 --crop 512
+        a network that looks at exposures a quarter as wide and high
+
+    python -m nets.deghost train Training run --resume
+        goes on after Ctrl-C, to the same weights as if nothing had been
+
+    torchrun --nproc-per-node 4 -m nets.deghost train Training run
+        on four GPUs; the batch is that of all together
+
+    Args:
+        paths: scenes or photographs, and the folder of the run.
+        generate: make brackets of photographs.
+        variant: resnet, the better one, or unet.
+        width: channels of the first layer; the published network has 64.
+        reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; 4 is eleven times as fast.
+        crop: side of the patches, in pixels; smaller where a scene is smaller.
+        resume: go on with the run in RUN.
+    """
+    if len(paths) < 2:
+        raise Refusal("RUN is missing: train DATA RUN")
+    *sources, out = paths
+    schedule.check()
+    if crop < 16 or reduce < 1:
+        raise Refusal(f"--crop must be at least 16 and --reduce at least 1, got {crop} and {reduce}")
+    training.start_processes()
+    data: Generated | Patches
+    if generate:
+        photographs = Photographs(sources)
+        names, side = photographs.names, crop
+        data = Generated(photographs, side, schedule.seed)
+    else:
+        scenes = Scenes(sources)
+        names, side = scenes.names, min(crop, *(min(size) for size in scenes.sizes))
+        data = Patches(scenes, side, schedule.seed)
+        if side < crop and not resume:
+            training.say(f"patches are {side}x{side}, as large as the smallest scene lets them be")
+        if schedule.workers:
+            # Before the workers are forked, which then share it.
+            scenes.preload()
+    torch.manual_seed(schedule.seed)
+    whole = DeghostNet(variant=variant, width=width)
+    net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
+    settings = {"generate": generate, "crop": side, "scenes": names}
+    training.train(net, data, out, schedule, settings, resume=resume, betas=_BETAS, loss=loss, show=_show)
+    model = out / training.MODEL
+    training.say(f"wrote {model}; measure it: python -m nets.deghost eval DATA --weights {model}")
+
+
+def _show(batch: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    """The exposures, the result and the truth of up to four items, a row each: ``(3, H, W)``."""
+    ldr, _, truth = (tensor[:4].cpu() for tensor in batch)
+    columns = [*ldr.unbind(1), compressed(result[:4].float().cpu()), compressed(truth)]
+    return torch.cat([torch.cat(list(column), 1) for column in columns], 2)
