@@ -24,7 +24,8 @@ except ImportError as error:
     ) from error
 
 RADIANCE = (".hdr", ".exr")
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", *RADIANCE)
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = (*PICTURES, *RADIANCE)
 _JPEG = (".jpg", ".jpeg")
 _JPEG_QUALITY = 95
 _FORMATS = {
