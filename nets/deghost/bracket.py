@@ -92,11 +92,6 @@ def choose(bracket: Bracket) -> Bracket:
     )
 
 
-def exposed_as(ldr: np.ndarray, stops: float, gamma: float = 2.2) -> np.ndarray:
-    """What a photograph would have been with so many stops more, or less, of light: clipped at white, and without what it had lost."""
-    return np.minimum(ldr * np.float32(2 ** (stops / gamma)), 1)
-
-
 def _middle(ldr: np.ndarray) -> int:
     """The best exposed, of three or more none at the ends."""
     well = _well_exposed(ldr)
