@@ -186,11 +186,21 @@ def plain(pixels: np.ndarray) -> Picture:
 
 def developed(pixels: np.ndarray, radiance: Picture, bits: int) -> Picture:
     """What was made of a radiance to be looked at: 8 or 16 bits, with its alpha and metadata but for its space of colours."""
-    spec = oiio.ImageSpec(radiance.spec)
-    spec.set_format(f"uint{bits}")
+    dtype = np.dtype(f"uint{bits}")
+    return Picture(quantised(pixels, dtype), radiance.alpha, _of_other_light(radiance.spec, str(dtype)))
+
+
+def merged(radiance: np.ndarray, like: Picture) -> Picture:
+    """A radiance made of photographs, with the metadata of one of them but for its space of colours."""
+    return Picture(quantised(radiance, np.dtype(np.float32)), None, _of_other_light(like.spec, "float"))
+
+
+def _of_other_light(spec: Any, kind: str) -> Any:
+    spec = oiio.ImageSpec(spec)
+    spec.set_format(kind)
     for name in ("ICCProfile", "oiio:ColorSpace", "colorInteropID", "chromaticities", "whiteLuminance"):
         spec.erase_attribute(name)
-    return Picture(quantised(pixels, np.dtype(f"uint{bits}")), radiance.alpha, spec)
+    return spec
 
 
 def depth(path: Path, like: Picture) -> np.dtype:

@@ -1,0 +1,31 @@
+"""The command line: ``python -m nets.deghost merge``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from bilagrid import commands
+
+if __name__ == "__main__":
+    commands.end_on_interrupt()
+
+try:
+    from nets.deghost.merge import merge
+except ImportError as error:
+    print(f'bilagrid: {error}: python -m pip install -c constraints.txt -e ".[nets]"', file=sys.stderr)
+    sys.exit(2)
+
+_COMMANDS: dict[str, Callable[..., None]] = {"merge": merge}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
+    description = "Merge photographs of several exposures of a scene that moves into one of high dynamic range."
+    return commands.run("python -m nets.deghost", description, _COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    commands.on_interrupt(signal.default_int_handler)
+    sys.exit(main())
