@@ -121,12 +121,12 @@ def homography(picture: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray |
         cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
         for gray in (picture, reference)
     ]
-    sift = cv2.SIFT_create(_FEATURES)
+    sift = cv2.SIFT.create(_FEATURES)
     (points, described), (points_to, described_to) = (sift.detectAndCompute(gray, None) for gray in small)
     if min(len(points), len(points_to)) < _MATCHES:
         return None, f"{min(len(points), len(points_to))} features"
-    pairs = cv2.BFMatcher().knnMatch(described_to, described, 2)
-    pairs = [pair[0] for pair in pairs if len(pair) == 2 and pair[0].distance < _RATIO * pair[1].distance]
+    nearest = cv2.BFMatcher().knnMatch(described_to, described, 2)
+    pairs = [two[0] for two in nearest if len(two) == 2 and two[0].distance < _RATIO * two[1].distance]
     if len(pairs) < _MATCHES:
         return None, f"{len(pairs)} matches"
     source = np.array([points_to[pair.queryIdx].pt for pair in pairs])
@@ -160,16 +160,15 @@ def flow(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     height, width = reference.shape
     rows, columns = np.arange(_SPACING // 2, height, _SPACING), np.arange(_SPACING // 2, width, _SPACING)
     points = np.stack(np.meshgrid(columns, rows), -1).astype(np.float32)
-    options = {"winSize": (_WINDOW, _WINDOW), "maxLevel": _LEVELS}
-    there, seen, _ = cv2.calcOpticalFlowPyrLK(reference, picture, points.reshape(-1, 1, 2), None, **options)
-    back, seen_back, _ = cv2.calcOpticalFlowPyrLK(picture, reference, there, None, **options)
+    there, seen = _tracked(reference, picture, points.reshape(-1, 1, 2))
+    back, seen_back = _tracked(picture, reference, there)
     missed = np.linalg.norm(back[:, 0] - points.reshape(-1, 2), axis=1)
-    held = ((seen[:, 0] == 1) & (seen_back[:, 0] == 1) & (missed < _BACK)).reshape(points.shape[:2])
+    held = (seen & seen_back & (missed < _BACK)).reshape(points.shape[:2])
     motion = _filled(there.reshape(points.shape) - points, held)
     motion = np.stack([cv2.medianBlur(np.ascontiguousarray(motion[..., axis]), 5) for axis in range(2)], -1)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    nodes = ((of - _SPACING // 2) / _SPACING for of in (x, y))
-    dense = cv2.remap(motion, *nodes, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    row, column = ((of - _SPACING // 2) / _SPACING for of in (y, x))
+    dense = cv2.remap(motion, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.stack([x, y], -1) + dense
 
 
@@ -235,7 +234,7 @@ def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
     try:
         stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-5)
         start = np.eye(2, 3, dtype=np.float32)
-        candidates.append(cv2.findTransformECC(small_to, small, start, cv2.MOTION_TRANSLATION, stop, None, 5)[1][:, 2])
+        candidates.append(cv2.findTransformECC(small_to, small, start, cv2.MOTION_TRANSLATION, stop)[1][:, 2])
     except cv2.error:
         pass  # It finds no way up from where it starts.
     candidates.append(-np.array(cv2.createAlignMTB(6).calculateShift(small_to, small), np.float64))
@@ -262,6 +261,14 @@ def _places(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width].astype(np.float64)
     through = np.stack([x, y, np.ones_like(x)], -1) @ matrix.T
     return through[..., :2] / through[..., 2:]
+
+
+def _tracked(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points ``(n, 1, 2)`` of one picture lie in the other, and which were found."""
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        one, other, points, points.copy(), winSize=(_WINDOW, _WINDOW), maxLevel=_LEVELS
+    )
+    return there, found[:, 0] == 1
 
 
 def _filled(motion: np.ndarray, held: np.ndarray) -> np.ndarray:

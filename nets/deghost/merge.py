@@ -89,46 +89,35 @@ def merge(
     commands.unwritten([(sources[0], target) for target in targets], overwrite=overwrite)
     net = _network(weights, device) if method == "net" else None
 
-    steps = ["read", "align", "linearise", "merge", "tone-map", "write"]
-    with tqdm(steps, disable=None, unit="step") as progress:
-
-        def begin(name: str) -> None:
-            progress.set_description(f"{name:<9}")
-
-        def tell(line: str) -> None:
-            progress.write(line)
-
-        begin("read")
-        bracket = _read(sources, times, tell)
+    with tqdm(total=5, disable=None, unit="step") as progress:
+        progress.set_description("read     ")
+        bracket = _read(sources, times, progress.write)
         progress.update()
-        begin("align")
-        aligned = _aligned(bracket, align, tell)
+        progress.set_description("align    ")
+        aligned = _aligned(bracket, align, progress.write)
         progress.update()
-        begin("linearise")
-        moved = alignment.disagreement(aligned, bracket.middle) if show_steps else None
+        progress.set_description("linearise")
         linear = _linear(aligned, bracket, response if method != "mertens" else "gamma")
         progress.update()
-        begin("merge")
-        plain = classical.debevec(linear, bracket.ev, valid=aligned.valid) if net is None or show_steps else None
+        progress.set_description("merge    ")
         if method == "mertens":
             result = classical.mertens(aligned.ldr)
+        elif net is None:
+            result = classical.debevec(linear, bracket.ev, valid=aligned.valid)
         else:
-            result = plain if net is None else by_network(net, linear, bracket.ev, bracket.middle)
+            result = by_network(net, linear, bracket.ev, bracket.middle)
         progress.update()
-        begin("tone-map")
+        progress.set_description("write    ")
         picture = result if method == "mertens" else _toned(result)
-        progress.update()
-        begin("write")
         if method == "mertens":
-            bits = 16 if out.suffix.lower() in (".tif", ".tiff") else 8
-            _write(out, images.developed(picture, bracket.like, bits))
+            _write(out, images.developed(picture, bracket.like, 16 if out.suffix.lower() in (".tif", ".tiff") else 8))
         else:
             radiance = images.merged(result, bracket.like)
             _write(out, radiance)
             _write(out.with_suffix(".png"), images.developed(picture, radiance, 8))
         if show_steps is not None:
-            sheet = _sheet(bracket, aligned, moved, _toned(plain), picture, method)
-            _write(show_steps, images.plain(sheet))
+            plain = _toned(classical.debevec(linear, bracket.ev, valid=aligned.valid))
+            _write(show_steps, images.plain(_sheet(bracket, aligned, plain, picture, method)))
         progress.update()
     for target in targets:
         print(f"wrote {target}")
@@ -177,11 +166,11 @@ def _network(name: str | None, device: str) -> Any:
         which = f"one of {', '.join(shipped)}, or a file" if shipped else "the file that train wrote; none comes along"
         raise Refusal(f"--weights is missing: {which}. --method debevec merges without a network")
     name = name or shipped[0]
-    from nets.deghost import DeghostNet
+    from nets import deghost
     from nets.hdrnet.enhance import device_of
 
     path = _SHIPPED / f"{name}.safetensors" if name in shipped else Path(name)
-    return files.load_network(path, DeghostNet, device_of(device))
+    return files.load_network(path, deghost.DeghostNet, device_of(device))
 
 
 def _read(sources: list[Path], times: tuple[str, ...] | None, tell: Callable[[str], None]) -> Bracket:
@@ -222,9 +211,7 @@ def _write(path: Path, picture: images.Picture) -> None:
     images.write(path, picture.values, picture)
 
 
-def _sheet(
-    bracket: Bracket, aligned: Aligned, moved: np.ndarray, plain: np.ndarray, result: np.ndarray, method: str
-) -> np.ndarray:
+def _sheet(bracket: Bracket, aligned: Aligned, plain: np.ndarray, result: np.ndarray, method: str) -> np.ndarray:
     """The steps in rows: the photographs, the same aligned, and what became of them."""
 
     def small(picture: np.ndarray) -> np.ndarray:
@@ -232,7 +219,8 @@ def _sheet(
         size = min(_SHOWN, width), max(math.ceil(height * min(_SHOWN / width, 1)), 1)
         return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
 
-    names = {"net": "the network's result", "debevec": "result (the same)", "mertens": "exposure fusion"}
+    moved = alignment.disagreement(aligned, bracket.middle)
+    names = {"net": "the network's result", "debevec": "result: the same", "mertens": "exposure fusion"}
     labels = [f"{path.name}, {ev:+.1f} stops" for path, ev in zip(bracket.paths, bracket.ev, strict=True)]
     return demonstration.sheet(
         [
