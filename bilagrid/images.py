@@ -37,8 +37,8 @@ _FORMATS = {
     ".hdr": "hdr",
     ".exr": "openexr",
 }
-# Written back and forth, and their writers do not say when the end is missing.
-_SEEKING = ("tiff", "openexr")
+# Written back and forth, or without a mark at the end, by writers that do not say when the end is missing: so they are read again.
+_READ_AGAIN = ("tiff", "openexr", "hdr")
 # The channels that are a picture's among all that OpenEXR can hold.
 _EXR_CHANNELS = (("Y",), ("Y", "A"), ("R", "G", "B"), ("R", "G", "B", "A"))
 # OpenImageIO writes to names only; here a name can stand for memory.
@@ -248,7 +248,7 @@ def _sink(kind: str) -> Iterator[tuple[str, bytearray]]:
             name = Path(folder, f"picture.{kind}")
             yield str(name), data
             data += name.read_bytes() if name.exists() else b""
-    elif kind in _SEEKING:
+    elif kind in _READ_AGAIN:
         number = os.memfd_create("bilagrid")
         with open(number, "rb") as file:
             yield f"/proc/self/fd/{number}", data
@@ -281,8 +281,12 @@ def _emit(name: str, kind: str, spec: Any, values: np.ndarray) -> str:
         closed = file.close()
     if not (done and closed):
         return file.geterror() or "the encoder stopped"
-    if kind in _SEEKING and oiio.ImageInput.open(name) is None:
-        return f"the encoded picture cannot be read again: {oiio.geterror()}"
+    if kind in _READ_AGAIN:
+        again = oiio.ImageInput.open(name)
+        # The directory of a TIFF comes last; of the others each row must be there.
+        if again is None or (kind != "tiff" and again.read_image(oiio.UNKNOWN) is None):
+            fault = oiio.geterror() if again is None else again.geterror()
+            return f"the encoded picture cannot be read again: {fault}"
     return ""
 
 
