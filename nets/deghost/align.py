@@ -17,7 +17,7 @@ _FARTHEST = 0.25  # of the diagonal, that a corner may move
 _STANDS = 0.2  # pixels: what moves no corner by more is left as it is, not blurred
 _AGREES = 0.7  # correlation that makes a translation credible
 
-_COUNTED = 2**20  # pixels from which it is learned how one exposure sees another
+_COUNTED = 2**18  # pixels from which it is learned how one exposure sees another
 
 _SPACING = 8  # pixels from one tracked point to the next
 _WINDOW, _LEVELS = 21, 4
@@ -75,22 +75,30 @@ def align(ldr: np.ndarray, ev: np.ndarray, middle: int, method: str = "homograph
 def seen_as(reference: np.ndarray, picture: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """The reference as the picture's exposure saw it: each value becomes the median of what the picture shows in its place.
 
-    The median is that of what stands still, whatever the camera's response is (Grossberg and Nayar's intensity mapping, 2003). Where the reference is
-    white this is the least that the picture can show.
+    This knows nothing of the camera's response (Grossberg and Nayar's intensity mapping, 2003). The median is one over all channels first, then each
+    channel's over the half of the pixels that agree best, which stand still. Where the reference is white this is the least that the picture can show.
     """
     levels = np.rint(reference * 255).astype(np.uint8)
     step = max(math.isqrt(valid.size // _COUNTED), 1)
     sample = valid[::step, ::step]
-    result = np.empty_like(picture)
-    for c in range(3):
-        known, values = levels[::step, ::step, c][sample], picture[::step, ::step, c][sample]
-        order = np.lexsort((values, known))
-        ends = np.searchsorted(known[order], np.arange(257))
-        present = np.flatnonzero(ends[1:] > ends[:-1])
-        medians = values[order][(ends[present] + ends[present + 1]) // 2]
-        curve = np.interp(np.arange(256), present, np.maximum.accumulate(medians)) if len(present) else np.zeros(256)
-        result[..., c] = curve.astype(np.float32)[levels[..., c]]
-    return result
+    known, values = levels[::step, ::step][sample], picture[::step, ::step][sample]
+    if not len(known):
+        return np.zeros_like(picture)
+    curves = [_medians(known.ravel(), values.ravel())] * 3
+    for _ in range(2):
+        apart = np.stack([np.abs(values[:, c] - curves[c][known[:, c]]) for c in range(3)]).max(0)
+        still = apart <= np.median(apart)
+        curves = [_medians(known[still, c], values[still, c]) for c in range(3)]
+    return np.stack([curves[c][levels[..., c]] for c in range(3)], -1)
+
+
+def _medians(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The median of the values at each of 256 known levels, rising."""
+    order = np.lexsort((values, known))
+    ends = np.searchsorted(known[order], np.arange(257))
+    present = np.flatnonzero(ends[1:] > ends[:-1])
+    medians = np.maximum.accumulate(values[order][(ends[present] + ends[present + 1]) // 2])
+    return np.interp(np.arange(256), present, medians).astype(np.float32)
 
 
 def disagreement(aligned: Aligned, middle: int) -> np.ndarray:
