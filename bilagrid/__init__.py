@@ -1,6 +1,6 @@
 """Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU."""
 
-from bilagrid.filters import bilateral_filter, joint_bilateral_upsample
+from bilagrid.filters import bilateral_filter, joint_bilateral_upsample, tonemap
 from bilagrid.lattice import Lattice
 from bilagrid.ops.blur import blur
 from bilagrid.ops.curves import curves
@@ -24,6 +24,7 @@ __all__ = [
     "slice",
     "slice_apply",
     "splat",
+    "tonemap",
     "total_variation",
     "warmup",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m bilagrid filter`` and ``python -m bilagrid upsample``."""
+"""The command line: ``python -m bilagrid filter``, ``upsample`` and ``tonemap``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def filter_(
 ) -> None:
     """Smooth photographs within their edges (bilateral filter).
 
-    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour (TIFF: also 32-bit float). Depth, alpha, colour profile and EXIF are kept, and a picture
+    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float: TIFF, OpenEXR and Radiance HDR. Depth, alpha, colour profile and EXIF are kept, and a picture
     that EXIF says is rotated is stored upright. JPEG holds 8 bits and no alpha.
 
     To try:
@@ -179,8 +179,76 @@ def upsample(
     print(f"wrote {out}")
 
 
+def tonemap(
+    paths: _Paths = (),
+    *,
+    contrast: float = 5.0,
+    sigma_space: float | None = None,
+    sigma_color: float = 0.4,
+    gamma: float = 2.2,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> None:
+    """Make pictures of scenes of high dynamic range: their light is evened out, their detail is kept (Durand and Dorsey, 2002).
+
+    Files to read hold linear radiance: Radiance HDR, OpenEXR or float TIFF. Those to write are PNG or JPEG, 8 bits, or TIFF, 16 bits. Alpha and EXIF
+    are kept. Values below 0, as renderers leave them, are taken as 0.
+
+    To try:
+
+    python -m bilagrid tonemap scene.hdr picture.png
+
+    python -m bilagrid tonemap scene.exr picture.jpg --contrast 20
+        keeps more of the scene's own contrast, for scenes that are not so extreme
+
+    python -m bilagrid tonemap *.exr folder
+        writes folder/*.png
+
+    Args:
+        paths: one file and the file to write, or files or a folder and the folder to write PNG to.
+        contrast: how many times brighter than its darkest the brightest large part of the scene may be, in linear light, at least 1. 5 is as published
+            and flat, 20 to 50 look more natural.
+        sigma_space: which parts count as large: standard deviation in pixels, above 0. By default 2 % of the longer side.
+        sigma_color: which steps of light are edges: standard deviation in decades (powers of ten), above 0. 0.4 is as published; less has
+            fewer halos and flattens more of the detail.
+        gamma: encoding of the picture, above 0: 2.2 for screens.
+        overwrite: replace files that exist. The input itself is never replaced.
+        skip_existing: leave files that exist as they are and do the rest.
+    """
+    _check_sigmas(1.0 if sigma_space is None else sigma_space, sigma_color)
+    for name, value, least in (("--contrast", contrast, 1.0), ("--gamma", gamma, 0.001)):
+        if not (math.isfinite(value) and value >= least):
+            raise Refusal(f"{name} must be a number, at least {least:g}, got {value:g}")
+    if len(paths) < 2:
+        raise Refusal(f"OUT is missing: tonemap {paths[0]} OUT" if paths else "IN and OUT are missing: tonemap IN OUT")
+    sources = (*images.RADIANCE, ".tif", ".tiff")
+    jobs = commands.jobs(paths[:-1], paths[-1], sources, images.PICTURES)
+    refuse_same([source for source, _ in jobs], [target for _, target in jobs])
+    todo = unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
+
+    def develop(source: Path, target: Path) -> None:
+        radiance = images.read(source)
+        if radiance.dtype != np.float32:
+            raise Refusal(
+                f"{source}: is a picture of {radiance.dtype} already, expected float radiance: {' '.join(sources)}"
+            )
+        result = bilagrid.tonemap(
+            _tensor(np.maximum(radiance.values, 0)),
+            contrast=contrast,
+            sigma_space=sigma_space,
+            sigma_color=sigma_color,
+            gamma=gamma,
+        )
+        picture = images.developed(_array(result), radiance, 16 if target.suffix.lower() in (".tif", ".tiff") else 8)
+        images.check_target(target, picture.spec)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images.write(target, picture.values, picture, alpha=picture.alpha)
+
+    commands.work(jobs, todo, develop, single=len(jobs) == 1 and not paths[0].is_dir())
+
+
 # A command is one line here; its arguments and help are its function's.
-_COMMANDS: dict[str, Callable[..., None]] = {"filter": filter_, "upsample": upsample}
+_COMMANDS: dict[str, Callable[..., None]] = {"filter": filter_, "upsample": upsample, "tonemap": tonemap}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,19 +55,25 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
     return 0
 
 
-def jobs(sources: Sequence[Path], out: Path, suffixes: Sequence[str]) -> list[Job]:
-    """Pairs of file to read and file to write: one file and its target, or files and folders and the folder that takes the results."""
+def jobs(
+    sources: Sequence[Path], out: Path, suffixes: Sequence[str], targets: Sequence[str] | None = None
+) -> list[Job]:
+    """Pairs of file to read and file to write: one file and its target, or files and folders and the folder that takes the results.
+
+    Files to read have one of the ``suffixes``; so have those to write, under the same names, unless ``targets`` gives others, of which the first is taken.
+    """
+    written = suffixes if targets is None else targets
     files: list[Path] = []
     for source in sources:
         files += pictures_in(source, suffixes) if source.is_dir() else [source]
     if len(sources) == 1 and not sources[0].is_dir() and not out.is_dir():
-        check_file(out, suffixes)
+        check_file(out, written)
         return [(sources[0], out)]
     if os.path.lexists(out) and not out.is_dir():
         raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, is none")
-    if not out.is_dir() and out.suffix.lower() in suffixes:
+    if not out.is_dir() and out.suffix.lower() in written:
         raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, has the name of a file")
-    pairs = [(file, out / file.name) for file in files]
+    pairs = [(file, out / (file.name if targets is None else file.stem + targets[0])) for file in files]
     seen: dict[Path, Path] = {}
     for source, target in pairs:
         if target in seen:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
+from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_, slice_normalized_
@@ -28,6 +29,15 @@ _AMPLE_DENSITY = 2.0
 
 # More nodes a sigma than this are a slip.
 _LARGEST_DENSITY = 100.0
+
+# Tone mapping leaves out of the ends of the base's range, and of what counts as white, this share of the pixels, at each end.
+_EXTREME = 0.001
+_DECADES = (-8.0, 4.0)  # about white, what tone mapping tells apart
+_SAMPLES = 2**18  # pixels to find both by
+_LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear Rec. 709 light
+
+# The toe of tone mapping's gamma: below, it is a line, whose slope is finite.
+_TOE = 1e-8
 
 # Joint upsampling's share of the plain bilinear result: it decides only where no low-resolution pixel of a like guide value is near.
 _UPSAMPLE_PRIOR = 1e-5
@@ -153,6 +163,95 @@ def joint_bilateral_upsample(
     return ((weighted + _UPSAMPLE_PRIOR * prior) / (weight + _UPSAMPLE_PRIOR)).to(low.dtype)
 
 
+def tonemap(
+    radiance: Tensor,
+    *,
+    contrast: float = 5.0,
+    sigma_space: float | None = None,
+    sigma_color: float = 0.4,
+    gamma: float = 2.2,
+) -> Tensor:
+    """Brings a scene of high dynamic range into a picture's, by compressing its large-scale contrast and leaving its detail as it is::
+
+        base = bilateral_filter(log10 L),   k = min(1, log10 contrast / (max base - min base)),   out = (radiance / L * 10^(k (base - max base) + log10 L - base))^(1 / gamma)
+
+    with L the luminance. Maximum and minimum are each image's own, over what is not black, and leave out a thousandth of it at each end, so that a
+    few extreme pixels change nothing; what is brighter is white.
+
+    Args:
+        radiance: ``(N, 3 or 1, H, W)``, linear, at least 0, in any unit: ``s * radiance`` gives the same picture.
+        contrast: ratio of the base's brightest to its darkest part in the result, before gamma, at least 1. A scene that has less is not stretched.
+        sigma_space: of the filter, in pixels; by default 2 % of the longer side, at least 1.
+        sigma_color: of the filter, in decades (log10): what differs by more is an edge of the scene's light, what differs by less is detail.
+        gamma: encoding of the result, above 0; 1 keeps it linear.
+
+    Returns:
+        ``(N, 3 or 1, H, W)`` in [0, 1], in the radiance's dtype. Black stays black. Twelve decades are told apart, eight below what is nearly the
+        brightest and four above.
+
+    Raises:
+        TypeError: a dtype that is not floating, or an argument of another kind.
+        ValueError: another shape, numbers out of range, or radiance that is negative, NaN or infinite, which is looked at, a host synchronisation, where
+            it can be: not under vmap, torch.export or torch.compile.
+
+    Gradients: to radiance, of any order in reverse mode; 0 where the result is white. Deterministic.
+
+    Source: Durand and Dorsey, "Fast bilateral filtering for the display of high-dynamic-range images", SIGGRAPH 2002.
+
+    Example:
+        >>> light = torch.tensor([1.0, 1000.0]).repeat_interleave(32)  # a dark room, and what its window shows
+        >>> picture = tonemap(light.expand(1, 3, 48, 64), contrast=5, gamma=1)
+        >>> [round(value, 2) for value in picture[0, 0, 0, [0, -1]].tolist()]
+        [0.2, 1.0]
+    """
+    _checks.tensors(radiance=radiance)
+    _checks.rank("radiance", radiance, "(N, C, H, W)")
+    if radiance.shape[1] not in (1, 3):
+        raise ValueError(f"radiance must have 1 or 3 channels, got {radiance.shape[1]}")
+    for name, value, least in (("contrast", contrast, 1.0), ("gamma", gamma, 1e-3)):
+        if not (math.isfinite(_checks.number(name, value)) and value >= least):
+            raise ValueError(f"{name} must be a finite number, at least {least:g}, got {value}")
+    if sigma_space is None:
+        sigma_space = max(0.02 * max(radiance.shape[2:]), 1.0)
+    if radiance.numel() and not torch.compiler.is_compiling() and _can_be_looked_at(radiance):
+        least, greatest = _backend.extent(radiance.detach().flatten(0, 1))
+        if not (least >= 0 and math.isfinite(greatest)):
+            raise ValueError(f"radiance must be finite and at least 0, got {least} to {greatest}")
+    values = widened(radiance)
+    _, white = _ends(_luminance(values), _luminance(values) > 0)
+    least, most = _DECADES
+    values = (values / torch.where(white > 0, white, 1)[:, None]).clamp(max=10.0**most)
+    luminance = _luminance(values)
+    log = luminance.clamp(min=10.0**least).log10()
+    base = bilateral_filter(
+        log[:, None], log, sigma_space=sigma_space, sigma_color=sigma_color, guide_range=_DECADES
+    ).squeeze(1)
+    darkest, brightest = _ends(base, luminance > 0)
+    factor = (math.log10(contrast) / (brightest - darkest).clamp(min=1e-6)).clamp(max=1)
+    linear = values * 10 ** (factor * (base - brightest) - base)[:, None]
+    toe = linear * _TOE ** (1 / gamma - 1)
+    return torch.where(linear > _TOE, linear.clamp(_TOE, 1) ** (1 / gamma), toe).to(radiance.dtype)
+
+
+def _luminance(image: Tensor) -> Tensor:
+    if image.shape[1] == 1:
+        return image[:, 0]
+    return sum(weight * channel for weight, channel in zip(_LUMINANCE, image.unbind(1), strict=True))  # type: ignore[return-value]
+
+
+def _ends(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest of the values that count, but for the extreme ones, (N, 1, 1) each; 0 where none counts. By every so many-th row and column."""
+    step = max(math.isqrt(values.shape[1] * values.shape[2] // _SAMPLES), 1)
+    values, counted = values[:, ::step, ::step].flatten(1), counted[:, ::step, ::step].flatten(1)
+    ordered = torch.where(counted, values, torch.inf).sort(dim=1, stable=True).values
+    last = counted.sum(1, keepdim=True) - 1
+    place = torch.arange(values.shape[1], device=values.device)
+    ends = ((share * last).round() for share in (_EXTREME, 1 - _EXTREME))
+    # A sum, since the gradient of a gather is not deterministic everywhere.
+    low, high = (torch.where((place == end) & (last >= 0), ordered, 0).sum(1)[:, None, None] for end in ends)
+    return low, high
+
+
 def filter_lattice(
     guide: Tensor,
     sigma_space: float,
@@ -189,7 +288,7 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     """Least and greatest value; a batch of none spans nothing."""
     if guide.numel() == 0:
         return 0.0, 0.0
-    if guide.is_meta or (not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(guide)):
+    if not _can_be_looked_at(guide):
         raise ValueError(f"guide_range must be given where {name} cannot be looked at, as under vmap, got None")
     least, greatest = _backend.extent(guide.detach())
     if not (math.isfinite(least) and math.isfinite(greatest)):
@@ -197,6 +296,11 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
             f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range"
         )
     return least, greatest
+
+
+def _can_be_looked_at(tensor: Tensor) -> bool:
+    wrapped = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not (tensor.is_meta or wrapped)
 
 
 def _refuse_too_large(lattice: Lattice, values: Tensor) -> None:

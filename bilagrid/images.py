@@ -1,4 +1,4 @@
-"""Image files in and out: 8- and 16-bit PNG, TIFF and JPEG and float TIFF, with alpha, colour profile and EXIF."""
+"""Image files in and out: 8- and 16-bit PNG, TIFF and JPEG, float TIFF, OpenEXR and Radiance HDR, with alpha, colour profile and EXIF."""
 
 from __future__ import annotations
 
@@ -23,10 +23,24 @@ except ImportError as error:
         'image files need OpenImageIO: python -m pip install -c constraints.txt -e ".[images]"'
     ) from error
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+RADIANCE = (".hdr", ".exr")
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = (*PICTURES, *RADIANCE)
 _JPEG = (".jpg", ".jpeg")
 _JPEG_QUALITY = 95
-_FORMATS = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_FORMATS = {
+    ".png": "png",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".hdr": "hdr",
+    ".exr": "openexr",
+}
+# Written back and forth, or without a mark at the end, by writers that do not say when the end is missing: so they are read again.
+_READ_AGAIN = ("tiff", "openexr", "hdr")
+# The channels that are a picture's among all that OpenEXR can hold.
+_EXR_CHANNELS = (("Y",), ("Y", "A"), ("R", "G", "B"), ("R", "G", "B", "A"))
 # OpenImageIO writes to names only; here a name can stand for memory.
 _MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
@@ -80,15 +94,17 @@ def probe(path: Path) -> Any:
     file = _open(path)
     try:
         spec = file.spec()
-        if path.suffix.lower() in (".tif", ".tiff") and file.seek_subimage(1, 0):
+        if path.suffix.lower() in (".tif", ".tiff", ".exr") and file.seek_subimage(1, 0):
             raise ImageError(f"{path}: has several pages, only single pictures are read")
     finally:
         file.close()
+    if path.suffix.lower() == ".exr":
+        _probe_exr(path, spec)
     channels = spec.nchannels
     if channels > 4 or (channels == 4 and spec.alpha_channel != 3) or (channels == 2 and spec.alpha_channel != 1):
         raise ImageError(f"{path}: has {channels} channels, expected gray or colour, with or without alpha")
-    if str(spec.format) not in ("uint8", "uint16", "float"):
-        raise ImageError(f"{path}: holds {spec.format} values, expected 8 or 16 bits or 32-bit float")
+    if str(spec.format) not in ("uint8", "uint16", "half", "float"):
+        raise ImageError(f"{path}: holds {spec.format} values, expected 8 or 16 bits or 16- or 32-bit float")
     return spec
 
 
@@ -100,7 +116,7 @@ def read(path: Path) -> Picture:
     file = _open(path)
     try:
         spec = oiio.ImageSpec(file.spec())
-        values = file.read_image(oiio.UNKNOWN)
+        values = file.read_image(oiio.FLOAT if str(spec.format) == "half" else oiio.UNKNOWN)
         fault = file.geterror()
     finally:
         file.close()
@@ -112,7 +128,12 @@ def read(path: Path) -> Picture:
         raise ImageError(f"{path}: holds values that are not finite")
     colours = 3 if spec.nchannels >= 3 else 1
     alpha = values[:, :, colours:] if spec.nchannels > colours else None
-    return Picture(values[:, :, :colours], alpha, spec)
+    values = values[:, :, :colours]
+    if alpha is not None and path.suffix.lower() == ".exr":
+        # Colours come multiplied by alpha there, and nowhere else.
+        values = np.where(alpha > 0, values / np.where(alpha > 0, alpha, 1), values).astype(np.float32)
+        spec.attribute("oiio:UnassociatedAlpha", 1)
+    return Picture(values, alpha, spec)
 
 
 def check_target(path: Path, spec: Any) -> None:
@@ -124,8 +145,15 @@ def check_target(path: Path, spec: Any) -> None:
         raise ImageError(f"{path}: is not a file, choose another name to write to")
     if suffix in _JPEG and spec.alpha_channel >= 0:
         raise ImageError(f"{path}: JPEG has no alpha channel, choose PNG or TIFF")
-    if str(spec.format) == "float" and suffix not in (".tif", ".tiff"):
-        raise ImageError(f"{path}: float values fit TIFF only, choose .tif")
+    if suffix == ".hdr" and spec.alpha_channel >= 0:
+        raise ImageError(f"{path}: Radiance has no alpha channel, choose .exr or .tif")
+    floating = str(spec.format) in ("half", "float")
+    if floating and suffix not in (".tif", ".tiff", *RADIANCE):
+        raise ImageError(
+            f"{path}: float values fit .tif, .exr and .hdr; to make a picture of them: python -m bilagrid tonemap IN {path.name}"
+        )
+    if not floating and suffix in RADIANCE:
+        raise ImageError(f"{path}: holds float values only, got {spec.format} ones, choose .png or .tif")
 
 
 def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | None = None) -> None:
@@ -133,9 +161,17 @@ def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | 
     suffix = path.suffix.lower()
     dtype = depth(path, like)
     values = pixels if pixels.dtype == dtype else quantised(pixels, dtype)
+    if suffix == ".hdr":
+        if (values < 0).any():
+            raise ImageError(f"{path}: Radiance holds no negative values, choose .exr or .tif")
+        values = np.broadcast_to(values, (*values.shape[:2], 3))
+    if suffix == ".exr" and alpha is not None:
+        values = values * alpha
     if alpha is not None:
         values = np.concatenate([values, alpha if alpha.dtype == dtype else quantised(scaled(alpha), dtype)], axis=2)
     spec = _spec(values, like.spec, jpeg=suffix in _JPEG, has_alpha=alpha is not None)
+    if suffix == ".exr":
+        spec.channelnames = _EXR_CHANNELS[values.shape[2] - 1]
     try:
         replace(Path(os.path.realpath(path)), _encode(path, spec, values))
     except OSError as error:
@@ -146,6 +182,25 @@ def plain(pixels: np.ndarray) -> Picture:
     """A picture of 8 bits and nothing else in its file, for `write`."""
     height, width, channels = pixels.shape
     return Picture(quantised(pixels, np.dtype(np.uint8)), None, oiio.ImageSpec(width, height, channels, "uint8"))
+
+
+def developed(pixels: np.ndarray, radiance: Picture, bits: int) -> Picture:
+    """What was made of a radiance to be looked at: 8 or 16 bits, with its alpha and metadata but for its space of colours."""
+    dtype = np.dtype(f"uint{bits}")
+    return Picture(quantised(pixels, dtype), radiance.alpha, _of_other_light(radiance.spec, str(dtype)))
+
+
+def merged(radiance: np.ndarray, like: Picture) -> Picture:
+    """A radiance made of photographs, with the metadata of one of them but for its space of colours."""
+    return Picture(quantised(radiance, np.dtype(np.float32)), None, _of_other_light(like.spec, "float"))
+
+
+def _of_other_light(spec: Any, kind: str) -> Any:
+    spec = oiio.ImageSpec(spec)
+    spec.set_format(kind)
+    for name in ("ICCProfile", "oiio:ColorSpace", "colorInteropID", "chromaticities", "whiteLuminance"):
+        spec.erase_attribute(name)
+    return spec
 
 
 def depth(path: Path, like: Picture) -> np.dtype:
@@ -193,8 +248,7 @@ def _sink(kind: str) -> Iterator[tuple[str, bytearray]]:
             name = Path(folder, f"picture.{kind}")
             yield str(name), data
             data += name.read_bytes() if name.exists() else b""
-    elif kind == "tiff":
-        # Its writer goes back and forth.
+    elif kind in _READ_AGAIN:
         number = os.memfd_create("bilagrid")
         with open(number, "rb") as file:
             yield f"/proc/self/fd/{number}", data
@@ -227,9 +281,12 @@ def _emit(name: str, kind: str, spec: Any, values: np.ndarray) -> str:
         closed = file.close()
     if not (done and closed):
         return file.geterror() or "the encoder stopped"
-    # The directory of a TIFF comes last, and the writer does not say when it is missing.
-    if kind == "tiff" and oiio.ImageInput.open(name) is None:
-        return f"the encoded picture cannot be read again: {oiio.geterror()}"
+    if kind in _READ_AGAIN:
+        again = oiio.ImageInput.open(name)
+        # The directory of a TIFF comes last; of the others each row must be there.
+        if again is None or (kind != "tiff" and again.read_image(oiio.UNKNOWN) is None):
+            fault = oiio.geterror() if again is None else again.geterror()
+            return f"the encoded picture cannot be read again: {fault}"
     return ""
 
 
@@ -237,6 +294,23 @@ def _whole(data: bytes, kind: str) -> bool:
     if kind == "png":
         return data[-8:-4] == b"IEND"
     return kind != "jpeg" or (_jpeg_complete(data) and data.endswith(b"\xff\xd9"))
+
+
+def _probe_exr(path: Path, spec: Any) -> None:
+    """Refuses what OpenEXR can hold beside a picture."""
+    if spec.deep:
+        raise ImageError(f"{path}: holds deep pixels, only flat pictures are read")
+    if tuple(spec.channelnames) not in _EXR_CHANNELS:
+        names = ", ".join(spec.channelnames[:8]) + (", ..." if spec.nchannels > 8 else "")
+        raise ImageError(f"{path}: holds the channels {names}; expected R, G, B or Y alone, with or without A")
+    window, whole = (
+        (spec.x, spec.y, spec.width, spec.height),
+        (spec.full_x, spec.full_y, spec.full_width, spec.full_height),
+    )
+    if window != whole:
+        raise ImageError(
+            f"{path}: its data window (x, y, width, height) = {window} is not its display window {whole}, expected the same"
+        )
 
 
 def _open(path: Path) -> Any:

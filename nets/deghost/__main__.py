@@ -1,4 +1,4 @@
-"""The command line: ``python -m nets.deghost train | eval``."""
+"""The command line: ``python -m nets.deghost merge | train | eval``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if __name__ == "__main__":
 
 try:
     from nets.deghost.evaluate import evaluate
+    from nets.deghost.merge import merge
     from nets.deghost.train import train
 except ImportError as error:
     print(f'bilagrid: {error}: python -m pip install -c constraints.txt -e ".[nets]"', file=sys.stderr)
     sys.exit(2)
 
-_COMMANDS: dict[str, Callable[..., None]] = {"train": train, "eval": evaluate}
+_COMMANDS: dict[str, Callable[..., None]] = {"merge": merge, "train": train, "eval": evaluate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,235 @@
+"""``python -m nets.deghost merge``: a user's own bracket, from photographs to radiance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+import bilagrid
+from bilagrid import commands, demonstration, images
+from bilagrid.commands import Refusal
+from nets import weights as files
+from nets.deghost import align as alignment
+from nets.deghost import bracket as brackets
+from nets.deghost import classical
+from nets.deghost import response as responses
+from nets.deghost.align import Aligned
+from nets.deghost.bracket import Bracket
+
+_SHIPPED = Path(__file__).parent / "weights"
+
+# A network sees tiles of so many pixels a side, and as many more around as its layers reach; both are multiples of all its strides.
+_TILE, _HALO = 1024, 192
+
+# Of the picture beside the radiance: photographs hold less than the scenes that 5 was published for.
+_CONTRAST = 20.0
+
+_SHOWN = 480  # pixels that a picture of the sheet is wide
+_OUT = (*images.RADIANCE, ".tif", ".tiff")
+
+
+def merge(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A B C ... OUT")],
+    *,
+    weights: str | None = None,
+    times: tuple[str, ...] | None = None,
+    align: Literal["homography", "flow", "none"] = "homography",
+    response: Literal["gamma", "debevec"] = "gamma",
+    method: Literal["net", "debevec", "mertens"] = "net",
+    show_steps: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Merge a bracket, two to seven photographs of one scene at several exposures, into its radiance.
+
+    Photographs are PNG, TIFF or JPEG of one size, in any order. The best exposed one is the middle; it says where everything is, the others are brought
+    to its place and tell what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and the tone-mapped picture is written beside
+    it as OUT.png.
+
+    To try:
+
+    python -m nets.deghost merge dark.jpg middle.jpg bright.jpg scene.exr --method debevec
+        without a network: exact for scenes that stand still, ghosts where something moves
+
+    python -m nets.deghost merge *.jpg scene.exr --weights run/model.safetensors --show-steps steps.png
+        by a network, and a sheet of every step on the way
+
+    python -m nets.deghost merge a.png b.png c.png scene.hdr --times 1/1000 1/250 1/60 --method debevec
+        for photographs without EXIF
+
+    Args:
+        paths: two to seven photographs, of more than three the best three are taken; and the file to write.
+        weights: what train wrote, or the name of a model that comes along. By default the only one, if one does.
+        times: exposure times in seconds in the order of the photographs, as 1/250 or 0.004. By default those of a file exposure.txt beside them (log2
+            values or times, in the order of the names), else those of EXIF, with its aperture and ISO.
+        align: homography: the background; moving things are the network's affair. flow: everything, by Lucas and Kanade's optical flow, which tears
+            what moves far. none: for a tripod.
+        response: how pixel values stand for light. gamma: to the power of 2.2. debevec: as the photographs themselves tell (Debevec and Malik, 1997).
+        method: net: by a network, without ghosts. debevec: the weighted mean of the radiances. mertens: exposure fusion, a picture and no radiance,
+            so that OUT is PNG, TIFF or JPEG.
+        show_steps: a picture to write of the photographs, their alignment, what moved, the plain mean with its ghosts, and the result.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:1. For the network.
+        overwrite: replace files that exist. The photographs are never replaced.
+    """
+    from tqdm import tqdm
+
+    if len(paths) < 3:
+        raise Refusal(f"expected two to seven photographs and OUT, got {commands.count(len(paths), 'file')}")
+    *sources, out = paths
+    targets = _targets(out, method, show_steps)
+    commands.refuse_same(sources, targets)
+    commands.unwritten([(sources[0], target) for target in targets], overwrite=overwrite)
+    net = _network(weights, device) if method == "net" else None
+
+    with tqdm(total=5, disable=None, unit="step") as progress:
+        progress.set_description("read     ")
+        bracket = _read(sources, times, progress.write)
+        progress.update()
+        progress.set_description("align    ")
+        aligned = _aligned(bracket, align, progress.write)
+        progress.update()
+        progress.set_description("linearise")
+        linear = _linear(aligned, bracket, response if method != "mertens" else "gamma")
+        progress.update()
+        progress.set_description("merge    ")
+        if method == "mertens":
+            result = classical.mertens(aligned.ldr)
+        elif net is None:
+            result = classical.debevec(linear, bracket.ev, valid=aligned.valid)
+        else:
+            result = by_network(net, linear, bracket.ev, bracket.middle)
+        progress.update()
+        progress.set_description("write    ")
+        picture = result if method == "mertens" else _toned(result)
+        if method == "mertens":
+            _write(out, images.developed(picture, bracket.like, 16 if out.suffix.lower() in (".tif", ".tiff") else 8))
+        else:
+            radiance = images.merged(result, bracket.like)
+            _write(out, radiance)
+            _write(out.with_suffix(".png"), images.developed(picture, radiance, 8))
+        if show_steps is not None:
+            plain = _toned(classical.debevec(linear, bracket.ev, valid=aligned.valid))
+            _write(show_steps, images.plain(_sheet(bracket, aligned, plain, picture, method)))
+        progress.update()
+    for target in targets:
+        print(f"wrote {target}")
+
+
+def by_network(net: Callable[[Tensor, Tensor], Tensor], ldr: np.ndarray, ev: np.ndarray, middle: int) -> np.ndarray:
+    """The radiance ``(H, W, 3)`` of a bracket of any size, tile by tile; one of two exposures has its middle one twice."""
+    if len(ldr) == 2:
+        ldr, ev = ldr[[0, middle, 1]], ev[[0, middle, 1]]
+    height, width = ldr.shape[1:3]
+    device = next(net.parameters()).device if isinstance(net, torch.nn.Module) else torch.device("cpu")
+    exposures = torch.from_numpy(ev - ev.min()).float()[None].to(device)
+    result = np.empty((height, width, 3), np.float32)
+    with torch.inference_mode():
+        for top in range(0, height, _TILE):
+            for left in range(0, width, _TILE):
+                first, start = max(top - _HALO, 0), max(left - _HALO, 0)
+                bottom, right = min(top + _TILE, height), min(left + _TILE, width)
+                tile = ldr[:, first : bottom + _HALO, start : right + _HALO]
+                seen = torch.from_numpy(np.ascontiguousarray(tile)).permute(0, 3, 1, 2)[None].to(device)
+                merged = net(seen, exposures)[0].permute(1, 2, 0).cpu().numpy()
+                result[top:bottom, left:right] = merged[top - first : bottom - first, left - start : right - start]
+    return result
+
+
+def _targets(out: Path, method: str, show_steps: Path | None) -> list[Path]:
+    if method == "mertens":
+        if out.suffix.lower() in images.RADIANCE:
+            raise Refusal(f"{out}: Mertens' fusion is a picture, not a radiance, choose .png, .tif or .jpg")
+        commands.check_file(out, images.PICTURES)
+        targets = [out]
+    else:
+        commands.check_file(out, _OUT)
+        targets = [out, out.with_suffix(".png")]
+    if show_steps is not None:
+        commands.check_file(show_steps, images.PICTURES)
+        if show_steps in targets:
+            raise Refusal(f"--show-steps {show_steps}: is written already, choose another name")
+        targets.append(show_steps)
+    return targets
+
+
+def _network(name: str | None, device: str) -> Any:
+    shipped = sorted(path.stem for path in _SHIPPED.glob("*.safetensors"))
+    if name is None and len(shipped) != 1:
+        which = f"one of {', '.join(shipped)}, or a file" if shipped else "the file that train wrote; none comes along"
+        raise Refusal(f"--weights is missing: {which}. --method debevec merges without a network")
+    name = name or shipped[0]
+    from nets import deghost
+    from nets.hdrnet.enhance import device_of
+
+    path = _SHIPPED / f"{name}.safetensors" if name in shipped else Path(name)
+    return files.load_network(path, deghost.DeghostNet, device_of(device))
+
+
+def _read(sources: list[Path], times: tuple[str, ...] | None, tell: Callable[[str], None]) -> Bracket:
+    whole = brackets.read(sources, times)
+    bracket = brackets.choose(whole)
+    height, width = bracket.like.size
+    tell(f"{commands.count(len(whole.paths), 'photograph')} of {width}x{height}")
+    if len(bracket.paths) < len(whole.paths):
+        left = [path.name for path in whole.paths if path not in bracket.paths]
+        tell(f"  left out: {', '.join(left)}; the others show the most")
+    for k, (path, ev) in enumerate(zip(bracket.paths, bracket.ev, strict=True)):
+        note = ", the middle" if k == bracket.middle else ""
+        tell(f"  {path.name}: {ev:+.1f} stops{note}")
+    return bracket
+
+
+def _aligned(bracket: Bracket, method: str, tell: Callable[[str], None]) -> Aligned:
+    aligned = alignment.align(bracket.ldr, bracket.ev, bracket.middle, method)
+    for k, (path, note) in enumerate(zip(bracket.paths, aligned.notes, strict=True)):
+        if k != bracket.middle:
+            tell(f"  {path.name}: {note}")
+    return aligned
+
+
+def _linear(aligned: Aligned, bracket: Bracket, method: str) -> np.ndarray:
+    if method == "gamma":
+        return aligned.ldr
+    return responses.linearised(aligned.ldr, responses.calibrate(aligned.ldr, bracket.ev, aligned.valid))
+
+
+def _toned(radiance: np.ndarray) -> np.ndarray:
+    image = torch.from_numpy(radiance).permute(2, 0, 1)[None]
+    return bilagrid.tonemap(image, contrast=_CONTRAST)[0].permute(1, 2, 0).numpy()
+
+
+def _write(path: Path, picture: images.Picture) -> None:
+    images.check_target(path, picture.spec)
+    images.write(path, picture.values, picture)
+
+
+def _sheet(bracket: Bracket, aligned: Aligned, plain: np.ndarray, result: np.ndarray, method: str) -> np.ndarray:
+    """The steps in rows: the photographs, the same aligned, and what became of them."""
+
+    def small(picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        size = min(_SHOWN, width), max(math.ceil(height * min(_SHOWN / width, 1)), 1)
+        return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+
+    moved = alignment.disagreement(aligned, bracket.middle)
+    names = {"net": "the network's result", "debevec": "result: the same", "mertens": "exposure fusion"}
+    labels = [f"{path.name}, {ev:+.1f} stops" for path, ev in zip(bracket.paths, bracket.ev, strict=True)]
+    return demonstration.sheet(
+        [
+            [(label, small(picture)) for label, picture in zip(labels, bracket.ldr, strict=True)],
+            [(f"aligned: {note.split(' (')[0]}", small(picture)) for note, picture in zip(aligned.notes, aligned.ldr, strict=True)],
+            [
+                ("what moved", small(np.repeat(moved[..., None], 3, 2))),
+                ("plain mean of the radiances", small(plain)),
+                (names[method], small(result)),
+            ],
+        ]
+    )  # fmt: skip
