@@ -51,7 +51,7 @@ def test_a_bracket_is_sorted_by_exposure(tmp_path, suffix, order):
     assert found.ldr.shape == (3, 120, 160, 3)
     assert found.ldr.dtype == np.float32
     assert found.middle == 1
-    assert found.like.spec.get_float_attribute("ExposureTime") == pytest.approx(0.01)
+    assert found.like.spec.get_float_attribute("ExposureTime") == pytest.approx(0.01, rel=1e-3)
 
 
 def test_aperture_and_iso_count(tmp_path):
@@ -324,12 +324,12 @@ def test_the_response_is_found(moving):
     if moving:
         ldr[0, 100:330, 100:330] = ldr[0, 250:480, 250:480].copy()
     curve = response.calibrate(ldr, np.array([0.0, 2.0, 4.0]), np.ones(ldr.shape[:3], bool))
-    assert curve.shape == (256, 3)
-    assert (np.diff(curve, axis=0) >= 0).all()
-    np.testing.assert_allclose(curve[[0, -1]], [[0] * 3, [1] * 3], atol=1e-12)
+    assert curve.shape == (256,)
+    assert (np.diff(curve) >= 0).all()
+    np.testing.assert_allclose(curve[[0, -1]], [0, 1], atol=1e-12)
     values, light = np.linspace(0, 1, 256), np.linspace(0, 1, 4001)
     truth = np.interp(values, film(light), light) ** (1 / GAMMA)
-    error = np.abs(curve ** (1 / GAMMA) - truth[:, None])[8:]
+    error = np.abs(curve ** (1 / GAMMA) - truth)[8:]
     assert error.max() < np.abs(values - truth).max()
     assert error.mean() < 0.5 * np.abs(values - truth)[8:].mean()
 
@@ -338,7 +338,7 @@ def test_linearised_photographs_are_encoded_by_gamma():
     light = radiance()[:60, :80]
     values = np.linspace(0, 1, 256)
     grid = np.linspace(0, 1, 4001)
-    curve = np.interp(values, film(grid), grid)[:, None].repeat(3, 1)
+    curve = np.interp(values, film(grid), grid)
     found = response.linearised(exposures(light, [0.0], camera=film)[0], curve)
     np.testing.assert_allclose(found, light ** (1 / GAMMA), atol=0.02)
     assert found.dtype == np.float32

@@ -14,9 +14,10 @@ _RATIO = 0.8  # of the nearest to the second nearest descriptor (Lowe)
 _TOLERANCE = 2.0  # pixels
 _MATCHES, _SHARE = 24, 0.25  # that agree on one homography, at the least
 _FARTHEST = 0.25  # of the diagonal, that a corner may move
-_STANDS = 0.2  # pixels: what moves no corner by more is left as it is, not blurred
+_STANDS = 0.25  # pixels: what moves half of the picture by no more is left as it is, not blurred
 _AGREES = 0.7  # correlation that makes a translation credible
 
+_WHITE = 250  # of 255, above which a value says only that there is more light
 _COUNTED = 2**18  # pixels from which it is learned how one exposure sees another
 
 _SPACING = 8  # pixels from one tracked point to the next
@@ -82,6 +83,9 @@ def seen_as(reference: np.ndarray, picture: np.ndarray, valid: np.ndarray) -> np
     step = max(math.isqrt(valid.size // _COUNTED), 1)
     sample = valid[::step, ::step]
     known, values = levels[::step, ::step][sample], picture[::step, ::step][sample]
+    # White stands for anything brighter, and has no median to speak of.
+    told = (known <= _WHITE).all(-1)
+    known, values = (known[told], values[told]) if told.any() else (known, values)
     if not len(known):
         return np.zeros_like(picture)
     curves = [_medians(known.ravel(), values.ravel())] * 3
@@ -109,7 +113,7 @@ def disagreement(aligned: Aligned, middle: int) -> np.ndarray:
         if i != middle:
             apart = picture - seen_as(reference, picture, valid)
             # What is white in the middle one may be anything brighter.
-            apart = np.where(reference > 250 / 255, np.maximum(-apart, 0), np.abs(apart))
+            apart = np.where(reference > _WHITE / 255, np.maximum(-apart, 0), np.abs(apart))
             worst = np.maximum(worst, apart.max(-1) * valid)
     return worst
 
@@ -196,10 +200,11 @@ def _background(picture: np.ndarray, reference: np.ndarray, stops: float) -> tup
     gray, gray_to = _same_exposure(picture, reference, stops)
     matrix, why = homography(gray, gray_to)
     if matrix is not None:
-        moved = _farthest(matrix, gray.shape)
-        if moved <= _STANDS:
+        height, width = gray.shape
+        grid = np.stack(np.meshgrid(np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 9)), -1).reshape(-1, 2)
+        if np.median(_motion(matrix, grid)) <= _STANDS:
             return None, f"stands still ({why})"
-        return matrix, f"moved by {moved:.1f} pixels at the most ({why})"
+        return matrix, f"moved by {_farthest(matrix, gray.shape):.1f} pixels at the most ({why})"
     shift = _translation(gray, gray_to)
     if shift is None:
         return None, f"too little to match ({why}, of {_MATCHES} wanted): left as it is"
@@ -256,19 +261,27 @@ def _farthest(matrix: np.ndarray, size: tuple[int, ...]) -> float:
     """How far a homography moves the corner that it moves most; infinite where it turns the picture over or folds it."""
     height, width = size
     corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
-    through = np.concatenate([corners, np.ones((4, 1))], 1) @ matrix.T
-    if not (through[:, 2] > 0.1).all():
+    if not (corners @ matrix[2, :2] + matrix[2, 2] > 0.1).all():
         return math.inf
-    moved = through[:, :2] / through[:, 2:]
-    if not cv2.isContourConvex(moved.astype(np.float32)) or cv2.contourArea(moved.astype(np.float32), True) <= 0:
+    moved = _through(matrix, corners).astype(np.float32)
+    if not cv2.isContourConvex(moved) or cv2.contourArea(moved, True) <= 0:
         return math.inf
-    return float(np.linalg.norm(moved - corners, axis=1).max())
+    return float(_motion(matrix, corners).max())
+
+
+def _motion(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(_through(matrix, points) - points, axis=-1)
+
+
+def _through(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Where a homography takes points ``(..., 2)``."""
+    ends = points @ matrix[:, :2].T + matrix[:, 2]
+    return ends[..., :2] / ends[..., 2:]
 
 
 def _places(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    through = np.stack([x, y, np.ones_like(x)], -1) @ matrix.T
-    return through[..., :2] / through[..., 2:]
+    return _through(matrix, np.stack([x, y], -1))
 
 
 def _tracked(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

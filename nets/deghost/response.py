@@ -11,16 +11,19 @@ _GAMMA = 2.2
 _SAMPLES = 16  # a side of the square of pixels that a curve is found from
 _CANDIDATES = 40_000
 _BINS = 16  # of brightness, from which the pixels are drawn evenly
-_SMOOTHNESS = 200.0
+_SMOOTHNESS = 100.0
 _ROUNDS = 3  # of finding the curve, and leaving out the pixels that disagree with it
 _FEWEST = 30
+# The values that go on with the gamma of others, and these.
+_DARK = slice(0, 16), slice(16, 48)
+_BRIGHT = slice(232, 256), slice(200, 232)
 
 
 def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """The inverse response by which the exposures agree best, where they show the same thing.
 
-    Pixels are drawn evenly over the brightness, from flat places that only grow brighter with exposure. Moving things are left out: by the curve found so
-    far they disagree more than the others.
+    One for the three channels, as cameras have it, so that what is gray stays gray. Pixels are drawn evenly over the brightness, from flat places that
+    only grow brighter with exposure. Moving things are left out: by the curve found so far they disagree more than the others.
 
     Args:
         ldr: ``(K, H, W, 3)`` in [0, 1], aligned, as the camera encoded them, from the shortest exposure on.
@@ -28,7 +31,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
         valid: ``(K, H, W)``, where each shows the scene.
 
     Returns:
-        ``(256, 3)``, the light of each 8-bit value, rising from 0 to 1.
+        ``(256,)``, the light of each 8-bit value, rising from 0 to 1.
 
     Raises:
         Refusal: too few pixels that stand still.
@@ -38,7 +41,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
     times = (2.0 ** (ev - ev.min())).astype(np.float32)
     pixels = _still(ldr, valid)
     generator = np.random.default_rng(0)
-    curve = np.linspace(0, 1, 256)[:, None].repeat(3, 1) ** _GAMMA
+    curve = np.linspace(0, 1, 256) ** _GAMMA
     for _ in range(_ROUNDS):
         if pixels.shape[1] < _FEWEST:
             raise Refusal(
@@ -53,9 +56,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def linearised(ldr: np.ndarray, curve: np.ndarray) -> np.ndarray:
     """Photographs ``(..., 3)`` in [0, 1] encoded by gamma 2.2, whatever the camera did: the curve's light to the power of 1 / 2.2."""
-    values, encoded = np.linspace(0, 1, 256), curve ** (1 / _GAMMA)
-    channels = [np.interp(ldr[..., c], values, encoded[:, c]) for c in range(3)]
-    return np.stack(channels, -1).astype(np.float32)
+    return np.interp(ldr, np.linspace(0, 1, 256), curve ** (1 / _GAMMA)).astype(np.float32)
 
 
 def _still(ldr: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -76,7 +77,7 @@ def _still(ldr: np.ndarray, valid: np.ndarray) -> np.ndarray:
 def _disagreement(pixels: np.ndarray, ev: np.ndarray, curve: np.ndarray) -> np.ndarray:
     """How many decades apart the exposures see each pixel, by the curve and in green, where both see it well."""
     green = pixels[..., 1]
-    light = np.log10(np.maximum(np.interp(green, np.arange(256), curve[:, 1]), 1e-6)) - np.log10(2) * ev[:, None]
+    light = np.log10(np.maximum(np.interp(green, np.arange(256), curve), 1e-6)) - np.log10(2) * ev[:, None]
     well = (green > 8) & (green < 247)
     apart = np.abs(np.diff(light, axis=0)) * (well[1:] & well[:-1])
     return apart.max(0)
@@ -98,8 +99,13 @@ def _drawn(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def _fit(pixels: np.ndarray, times: np.ndarray) -> np.ndarray:
     square = np.rint(pixels).astype(np.uint8).reshape(len(pixels), _SAMPLES, _SAMPLES, 3)
-    curve = cv2.createCalibrateDebevec(_SAMPLES**2, _SMOOTHNESS, False).process([*square], times)[:, 0]
-    # Noise at the ends, which no pixel tells of, must not make a darker value brighter.
-    curve = np.maximum.accumulate(curve.astype(np.float64), 0)
-    curve -= curve[0] * np.linspace(1, 0, 256)[:, None]
+    curves = cv2.createCalibrateDebevec(_SAMPLES**2, _SMOOTHNESS, False).process([*square], times)[:, 0]
+    log = np.log(np.maximum(curves.astype(np.float64), 1e-12)).mean(1)
+    values = np.log(np.maximum(np.arange(256), 0.5))
+    # The ends, which few pixels tell of and with little weight, go on with the gamma of what is next to them.
+    for end, inner in (_DARK, _BRIGHT):
+        slope, offset = np.polyfit(values[inner], log[inner], 1)
+        log[end] = slope * values[end] + offset
+    curve = np.maximum.accumulate(np.exp(log))
+    curve[0] = 0
     return curve / curve[-1]
