@@ -206,7 +206,7 @@ def test_mu_law_and_loss() -> None:
     torch.testing.assert_close(4 * loss(result, truth), published)
 
 
-@pytest.mark.parametrize("variant", ["resnet", "unet"])
+@pytest.mark.parametrize("variant", ["resnet", pytest.param("unet", marks=pytest.mark.slow)])
 def test_loss_falls_and_every_weight_learns(variant: str) -> None:
     ldr, ev, truth = bracket(64, 64)
     torch.manual_seed(0)
@@ -267,6 +267,7 @@ def test_compiles_into_one_graph(variant: str) -> None:
     torch.testing.assert_close(compiled(ldr, ev), net(ldr, ev))
 
 
+@pytest.mark.slow
 def test_exports_with_any_size_that_it_need_not_pad() -> None:
     net = eventful()
     height, width = (8 * torch.export.Dim(name, min=8) for name in ("rows", "columns"))

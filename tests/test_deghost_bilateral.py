@@ -71,6 +71,7 @@ def test_any_size_and_results_are_radiance(reduce: int) -> None:
         assert net(values, EV).isfinite().all()
 
 
+@pytest.mark.slow
 def test_learns_through_the_grid() -> None:
     ldr, truth = bracket(96, 96)
     torch.manual_seed(0)
