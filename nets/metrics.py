@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import skimage.metrics
 
+_WINDOW = 11
+
 
 def psnr(result: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, peak 1; infinite where the two are equal."""
@@ -13,7 +15,14 @@ def psnr(result: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(result: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity, Gaussian-weighted as published; pictures smaller than its window of 11 give their plain correlation window."""
+    """Structural similarity, Gaussian-weighted as published.
+
+    Raises:
+        ValueError: pictures smaller than its window of 11 pixels.
+    """
+    if min(truth.shape[:2]) < _WINDOW:
+        height, width = truth.shape[:2]
+        raise ValueError(f"pictures must be at least {_WINDOW}x{_WINDOW} for SSIM, got {width}x{height}")
     return float(
         skimage.metrics.structural_similarity(
             result, truth, data_range=1.0, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False

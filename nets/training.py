@@ -71,7 +71,6 @@ class Schedule:
 def start_processes() -> None:
     """Joins the other processes, if torchrun started this one."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
-        logging.getLogger("ignite").setLevel(logging.WARNING)
         idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -113,6 +112,8 @@ def train(
         Refusal: options that do not fit, a folder that holds another run, a loss that is no longer finite.
     """
     schedule.check()
+    # It tells of errors that are told once more, where they are caught.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
     world = idist.get_world_size()
     if schedule.batch % world:
         raise Refusal(f"--batch must be a multiple of the {world} processes, got {schedule.batch}")
@@ -308,9 +309,8 @@ def _precision(amp: str, device: torch.device) -> torch.dtype:
 
 
 def _leave_interrupts_to_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Without it the parent's handler would be inherited, and the worker would not end when told to.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def side_by_side(batch: tuple[Tensor, ...], result: Tensor) -> Tensor:

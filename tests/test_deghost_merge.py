@@ -155,8 +155,7 @@ def test_a_network_sees_tiles_and_gives_the_whole(monkeypatch):
     assert seen[-1][1] == [[0.0, 2.0, 2.0]]
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(merging, "_SHIPPED", tmp_path / "none")
+def test_without_a_network_it_says_what_to_do(tmp_path, capsys):
     paths = taken(tmp_path)
     message = refused(capsys, "merge", *paths, tmp_path / "out.exr")
     assert "--weights is missing: the file that train wrote" in message

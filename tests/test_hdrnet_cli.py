@@ -285,6 +285,15 @@ def test_bad_pairs_are_refused_before_any_work(tmp_path, pairs, capsys):
     assert not out.exists()
 
 
+def test_pictures_too_small_are_refused(tmp_path, capsys):
+    tiny = save(tmp_path / "tiny.png", photograph(8, 40))
+    assert "at least 16x16 to learn from" in refused(capsys, "train", tiny, tmp_path / "run", "--operator", "tone")
+    assert "at least 11x11 for SSIM, got 40x8" in refused(capsys, "diagnose", tiny, "--operator", "tone")
+    message = refused(capsys, "train", tiny, tmp_path / "run", "--operator", "tone", "--batch-norm", "--batch", 1)
+    assert "--batch-norm needs a --batch of at least 2" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_neither_lost_nor_mixed_up(tmp_path, photos, capsys):
     out = tmp_path / "run"
     options = ("train", photos, out, *SMALL, "--operator", "tone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -16,15 +16,15 @@ from torch import Tensor
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
-from nets import weights as files
 from nets.deghost import align as alignment
 from nets.deghost import bracket as brackets
 from nets.deghost import classical
 from nets.deghost import response as responses
 from nets.deghost.align import Aligned
+from nets.deghost.bilateral import BilateralDeghost, load
 from nets.deghost.bracket import Bracket
-
-_SHIPPED = Path(__file__).parent / "weights"
+from nets.deghost.model import DeghostNet
+from nets.hdrnet.enhance import device_of
 
 # A network sees tiles of so many pixels a side, and as many more around as its layers reach; both are multiples of all its strides.
 _TILE, _HALO = 1024, 192
@@ -39,7 +39,7 @@ _OUT = (*images.RADIANCE, ".tif", ".tiff")
 def merge(
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A B C ... OUT")],
     *,
-    weights: str | None = None,
+    weights: Path | None = None,
     times: tuple[str, ...] | None = None,
     align: Literal["homography", "flow", "none"] = "homography",
     response: Literal["gamma", "debevec"] = "gamma",
@@ -67,7 +67,7 @@ def merge(
 
     Args:
         paths: two to seven photographs, of more than three the best three are taken; and the file to write.
-        weights: what train wrote, or the name of a model that comes along. By default the only one, if one does.
+        weights: what train wrote; needed by --method net.
         times: exposure times in seconds in the order of the photographs, as 1/250 or 0.004. By default those of a file exposure.txt beside them (log2
             values or times, in the order of the names), else those of EXIF, with its aperture and ISO.
         align: homography: the background; moving things are the network's affair. flow: everything, by Lucas and Kanade's optical flow, which tears
@@ -131,11 +131,13 @@ def by_network(net: Callable[[Tensor, Tensor], Tensor], ldr: np.ndarray, ev: np.
     device = next(net.parameters()).device if isinstance(net, torch.nn.Module) else torch.device("cpu")
     exposures = torch.from_numpy(ev - ev.min()).float()[None].to(device)
     result = np.empty((height, width, 3), np.float32)
+    # The grid of a BilateralDeghost is fitted to all of the picture.
+    side = max(height, width) if isinstance(net, BilateralDeghost) else _TILE
     with torch.inference_mode():
-        for top in range(0, height, _TILE):
-            for left in range(0, width, _TILE):
+        for top in range(0, height, side):
+            for left in range(0, width, side):
                 first, start = max(top - _HALO, 0), max(left - _HALO, 0)
-                bottom, right = min(top + _TILE, height), min(left + _TILE, width)
+                bottom, right = min(top + side, height), min(left + side, width)
                 tile = ldr[:, first : bottom + _HALO, start : right + _HALO]
                 seen = torch.from_numpy(np.ascontiguousarray(tile)).permute(0, 3, 1, 2)[None].to(device)
                 merged = net(seen, exposures)[0].permute(1, 2, 0).cpu().numpy()
@@ -160,17 +162,10 @@ def _targets(out: Path, method: str, show_steps: Path | None) -> list[Path]:
     return targets
 
 
-def _network(name: str | None, device: str) -> Any:
-    shipped = sorted(path.stem for path in _SHIPPED.glob("*.safetensors"))
-    if name is None and len(shipped) != 1:
-        which = f"one of {', '.join(shipped)}, or a file" if shipped else "the file that train wrote; none comes along"
-        raise Refusal(f"--weights is missing: {which}. --method debevec merges without a network")
-    name = name or shipped[0]
-    from nets import deghost
-    from nets.hdrnet.enhance import device_of
-
-    path = _SHIPPED / f"{name}.safetensors" if name in shipped else Path(name)
-    return files.load_network(path, deghost.DeghostNet, device_of(device))
+def _network(weights: Path | None, device: str) -> DeghostNet | BilateralDeghost:
+    if weights is None:
+        raise Refusal("--weights is missing: the file that train wrote; --method debevec merges without a network")
+    return load(weights, device_of(device))
 
 
 def _read(sources: list[Path], times: tuple[str, ...] | None, tell: Callable[[str], None]) -> Bracket:

@@ -117,7 +117,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         def cut(values: np.ndarray) -> Tensor:
             tile = np.rot90(images.scaled(values[top : top + self.side, left : left + self.side]), turns)
             tile = tile[:, ::-1] if mirror else tile
-            return torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))
+            return torch.from_numpy(tile.transpose(2, 0, 1).copy())
 
         return cut(pair[0]), cut(pair[1])
 

@@ -16,6 +16,8 @@ from nets.hdrnet.model import HDRNet
 from nets.hdrnet.operators import OPERATORS, Operator, look
 from nets.training import Schedule
 
+_LEAST_CROP = 16
+
 OperatorName = Literal["tone", "clahe", "contrast", "shadows"]
 Look = Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="BEFORE AFTER")]
 
@@ -79,11 +81,17 @@ def train(
         raise Refusal("RUN is missing: train DATA RUN")
     *sources, out = paths
     schedule.check()
-    if variants < 1 or crop < 16:
-        raise Refusal(f"--variants must be at least 1 and --crop at least 16, got {variants} and {crop}")
+    if variants < 1 or crop < _LEAST_CROP:
+        raise Refusal(f"--variants must be at least 1 and --crop at least {_LEAST_CROP}, got {variants} and {crop}")
+    if batch_norm and schedule.batch == 1:
+        raise Refusal("--batch-norm needs a --batch of at least 2: of one crop there is nothing to normalise by")
     training.start_processes()
     source = source_of(sources, operator, learn_look, variants)
     side = min(crop, *(min(size) for size in source.sizes))
+    if side < _LEAST_CROP:
+        raise Refusal(
+            f"pictures must be at least {_LEAST_CROP}x{_LEAST_CROP} to learn from, and one has a side of {side}"
+        )
     if side < crop and not resume:
         training.say(f"crops are {side}x{side}, as large as the smallest picture lets them be")
     torch.manual_seed(schedule.seed)
