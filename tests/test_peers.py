@@ -285,6 +285,7 @@ def test_the_script_goes_on_after_a_failure_and_ends_in_a_table(tmp_path: Path) 
     assert results.pop("large") == "not done: needs 48 GiB"
     assert results.pop("tests") == "not done: needs pytest, hypothesis and numba"
     assert results.pop("plots") == "not done: needs matplotlib"
+    assert results.pop("hdrnet") == "not done: needs safetensors and scikit-image"
     assert results.pop("calibration") == "not done: fused_bilagrid is not installed"
     for tool in ("memcheck", "racecheck", "counters"):
         assert results.pop(tool).startswith(("not done: ", "ok"))
