@@ -65,8 +65,10 @@ def load_network(path: Path, build: type[Net], device: str | torch.device = "cpu
     tensors, facts = load(path, build.__name__)
     try:
         net = build(**facts["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no arguments that {build.__name__} takes: {error}") from None
+    # Arguments beyond all measure end as any of these.
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: holds no arguments that {build.__name__} takes: {reason}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: holds values that are not finite, in {name}")
