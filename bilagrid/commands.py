@@ -14,6 +14,8 @@ from typing import Any
 
 Job = tuple[Path, Path]
 
+_OUT_OF_MEMORY = "not enough memory for this picture and these options"
+
 
 class Refusal(Exception):  # noqa: N818 -- it tells the user what to change, not that something broke
     """What the user has to change, in one line."""
@@ -49,8 +51,10 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
     except (Refusal, ValueError, OverflowError, OSError) as error:
         print(f"bilagrid: {error}", file=sys.stderr)
         return 2
-    except MemoryError:
-        print("bilagrid: not enough memory for this picture and these options", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"bilagrid: {_OUT_OF_MEMORY}", file=sys.stderr)
         return 2
     return 0
 
@@ -146,6 +150,10 @@ def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *,
             if single:
                 raise
             failures.append(str(error) if isinstance(error, Refusal) else f"{source}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if single or not _is_out_of_memory(error):
+                raise
+            failures.append(f"{source}: {_OUT_OF_MEMORY}")
     done = len(todo) - len(failures)
     print(f"wrote {todo[0][1]}" if single and done else f"wrote {done} of {count(len(pairs), 'picture')}")
     if failures:
@@ -176,6 +184,11 @@ def replace(target: Path, data: bytes) -> None:
 def count(number: int, noun: str) -> str:
     """``3 pictures``, ``1 picture``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a CPU (torch: "can't allocate memory") or a GPU ("CUDA out of memory")."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in ("allocate memory", "out of memory"))
 
 
 def _identities(path: Path) -> list[object]:

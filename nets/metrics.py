@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import skimage.metrics
 
+# Pixels that the Gaussian of `ssim` covers.
 _WINDOW = 11
 
 
@@ -15,14 +16,9 @@ def psnr(result: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(result: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity, Gaussian-weighted as published.
-
-    Raises:
-        ValueError: pictures smaller than its window of 11 pixels.
-    """
-    if min(truth.shape[:2]) < _WINDOW:
-        height, width = truth.shape[:2]
-        raise ValueError(f"pictures must be at least {_WINDOW}x{_WINDOW} for SSIM, got {width}x{height}")
+    """Structural similarity, Gaussian-weighted as published; pictures smaller than its window of 11 go on beyond their borders as in a mirror."""
+    pads = [(missing // 2, missing - missing // 2) for missing in (max(0, _WINDOW - n) for n in result.shape[:2])]
+    result, truth = (np.pad(pixels, [*pads, (0, 0)], mode="symmetric") for pixels in (result, truth))
     return float(
         skimage.metrics.structural_similarity(
             result, truth, data_range=1.0, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import reprlib
 import signal
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class Schedule:
             if getattr(self, name) < 1:
                 raise Refusal(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("workers", "seed", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise Refusal(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise Refusal(f"--lr must be a number above 0, got {self.lr}")
@@ -72,6 +73,11 @@ def start_processes() -> None:
     """Joins the other processes, if torchrun started this one."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
         idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def normalised_over(schedule: Schedule) -> int:
+    """How many crops a batch norm sees: those of all processes on GPUs, where it is synchronised, else those of one."""
+    return schedule.batch if idist.device().type == "cuda" else schedule.batch // idist.get_world_size()
 
 
 def say(text: str) -> None:
@@ -112,7 +118,7 @@ def train(
         Refusal: options that do not fit, a folder that holds another run, a loss that is no longer finite.
     """
     schedule.check()
-    # It tells of errors that are told once more, where they are caught.
+    # It would tell of every refusal beforehand, as of a failure.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
     world = idist.get_world_size()
     if schedule.batch % world:
@@ -128,7 +134,8 @@ def train(
     if began >= schedule.steps:
         raise Refusal(f"{out}: has {began} steps already; raise --steps to go on")
 
-    module = idist.auto_model(net, sync_bn=device.type == "cuda")
+    # Alone, it would share out a batch over all GPUs of the machine; that is for torchrun to ask.
+    module = idist.auto_model(net, sync_bn=device.type == "cuda") if world > 1 else net
     module.train()
     mine = schedule.batch // world
     steps = range(began, schedule.steps)
@@ -226,8 +233,10 @@ class _Run:
         made = facts["config"] | facts["settings"]
         for name, mine in (self._net.config | self._settings).items():
             if made.get(name) != mine:
+                both = (made.get(name), mine)
+                theirs, ours = (reprlib.repr(value) if isinstance(value, list) else value for value in both)
                 raise Refusal(
-                    f"{self._out}: was made with {name} = {made.get(name)}, and goes on with the same only, got {mine}"
+                    f"{self._out}: was made with {name} = {theirs}, and goes on with the same only, got {ours}"
                 )
         by_part: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "scaler": {}}
         for name, tensor in tensors.items():

@@ -68,8 +68,10 @@ def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: s
     kind = facts["kind"]
     try:
         net = builds[kind](**facts["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no arguments that {kind} takes: {error}") from None
+    # Arguments beyond all measure end as any of these.
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: holds no arguments that {kind} takes: {reason}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: holds values that are not finite, in {name}")

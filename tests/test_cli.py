@@ -341,6 +341,22 @@ def test_bad_files_do_not_stop_the_others(tmp_path, capsys, monkeypatch):
         assert all(done.err.count(name) == 1 for name in bad)
 
 
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_picture_beyond_memory(tmp_path, capsys, monkeypatch, fault):
+    folder = album(tmp_path, "a.png", "b.png")
+    read = images.read
+
+    def run_out(path):
+        if path.name == "a.png":
+            raise fault
+        return read(path)
+
+    monkeypatch.setattr(images, "read", run_out)
+    assert "not enough memory for this picture" in refused(capsys, "filter", folder / "a.png", tmp_path / "a.png")
+    assert "a.png: not enough memory for this picture" in refused(capsys, "filter", folder, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["b.png"]
+
+
 def test_interruption_while_loading(tmp_path):
     (tmp_path / "tyro.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
     script = Path(__file__).parents[1] / "bilagrid" / "__main__.py"

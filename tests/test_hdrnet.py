@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import bilagrid
 from tests.pictures import data
@@ -169,12 +171,55 @@ def test_compiles_into_one_graph() -> None:
     torch.testing.assert_close(compiled(image), net(image))
 
 
-def test_exports_with_any_size_of_image() -> None:
-    net = eventful()
-    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+@pytest.mark.parametrize("levels", [1, 3])
+def test_compiles_into_one_graph_for_all_sizes(levels: int) -> None:
+    net, counter = eventful(levels=levels), CompileCounter()
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((64, 48), (33, 71), (101, 54)):
+        image = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(image), net(image))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_exports_with_any_size_of_image(levels: int) -> None:
+    net = eventful(levels=levels)
+    height, width = torch.export.Dim("height", min=8), torch.export.Dim("width", min=8)
     program = torch.export.export(net, (torch.rand(1, 3, 64, 80),), dynamic_shapes=({2: height, 3: width},))
     image = torch.rand(1, 3, 90, 51)
     torch.testing.assert_close(program.module()(image), net(image))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (33, 46), (64, 64)])
+def test_pyramid_is_that_of_halved_images_doubled_bilinearly(size: tuple[int, int]) -> None:
+    """In torch's own words: of an odd side the last pixel is halved alone, and of a doubled image what is beyond the finer one is left out."""
+    net, image = eventful(levels=3), torch.rand(2, 3, *size)
+    images = [image]
+    for _ in range(2):
+        images.append(F.avg_pool2d(images[-1], 2, ceil_mode=True, count_include_pad=False))
+    out = torch.zeros(())
+    grids = net.coefficients(net.shrink(image)).chunk(3, 1)
+    for level, grid in zip((2, 1, 0), grids, strict=True):
+        finer = images[level]
+        if out.ndim:
+            out = F.interpolate(out, scale_factor=2.0, mode="bilinear")[..., : finer.shape[2], : finer.shape[3]]
+        out = out + bilagrid.slice_apply(grid, net.guide_of(level)(finer), finer)
+    torch.testing.assert_close(net(image), out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_images_are_shrunk_on_the_cpu_too(dtype: torch.dtype) -> None:
+    image, net = photographs("coffee", size=(100, 120)), eventful()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(image.to(dtype))
+    assert out.dtype == dtype
+    assert (out.float() - net(image)).abs().mean() < 0.02
+    assert net.to(dtype)(image.to(dtype)).dtype == dtype
+
+
+def test_refuses_a_small_copy_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"low must have shape \(N, 3, 256, 256\), as shrink gives it, got"):
+        HDRNet().coefficients(torch.rand(1, 3, 100, 256))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +232,8 @@ def test_exports_with_any_size_of_image() -> None:
         ({"channel_multiplier": 1.5}, "channel_multiplier must be a whole number"),
         ({"guide": "chroma"}, "guide must be one of curves, pointwise, luma, got 'chroma'"),
         ({"levels": 2}, "levels must be 1, or 3"),
+        ({"levels": 3.0}, "levels must be 1, or 3"),
+        ({"guide": ["luma"]}, "guide must be one of"),
         ({"guide": "luma", "in_channels": 5}, 'guide "luma" needs 1 or 3 input channels, got 5'),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from bilagrid import images  # noqa: E402
 from nets import hdrnet  # noqa: E402
 from nets.hdrnet import enhance as enhancing  # noqa: E402
 from nets.hdrnet.__main__ import main  # noqa: E402
+from nets.hdrnet.data import Photographs  # noqa: E402
+from nets.hdrnet.operators import OPERATORS  # noqa: E402
 from nets.weights import save_network  # noqa: E402
 
 # A network and crops so small that a step takes milliseconds.
@@ -266,6 +269,9 @@ def test_bad_weights_are_refused(tmp_path, model, capsys):
     torch.nn.init.constant_(net.head.weight, float("nan"))
     save_network(model, net)
     assert "not finite" in refused(capsys, "enhance", source, out, "--weights", model)
+    net.config["channel_multiplier"] = 10**7
+    save_network(model, net)
+    assert "holds no arguments that HDRNet takes" in refused(capsys, "enhance", source, out, "--weights", model)
     assert "no such file" in refused(capsys, "enhance", source, out, "--weights", tmp_path / "none.safetensors")
     assert not out.exists()
 
@@ -280,6 +286,12 @@ def test_bad_pairs_are_refused_before_any_work(tmp_path, pairs, capsys):
     assert "d.png: cannot be read" in refused(capsys, "train", pairs, out, *SMALL)
     assert "no such folder" in refused(capsys, "train", tmp_path / "none", out, *SMALL)
     assert "RUN is missing" in refused(capsys, "train", pairs)
+    save(pairs / "output" / "d.png", load(pairs / "input" / "d.png")[0])
+    shutil.copy(pairs / "input" / "a.png", pairs / "input" / "a.tif")
+    message = refused(capsys, "train", pairs, out, *SMALL)
+    assert "a.png and " in message
+    assert "a.tif: have one name, suffixes aside" in message
+    (pairs / "input" / "a.tif").unlink()
     assert "--variants needs --operator" in refused(capsys, "train", pairs, out, "--variants", 3)
     assert "photographs need --operator or --look" in refused(capsys, "train", pairs, pairs, out)
     assert not out.exists()
@@ -288,9 +300,6 @@ def test_bad_pairs_are_refused_before_any_work(tmp_path, pairs, capsys):
 def test_pictures_too_small_are_refused(tmp_path, capsys):
     tiny = save(tmp_path / "tiny.png", photograph(8, 40))
     assert "at least 16x16 to learn from" in refused(capsys, "train", tiny, tmp_path / "run", "--operator", "tone")
-    assert "at least 11x11 for SSIM, got 40x8" in refused(capsys, "diagnose", tiny, "--operator", "tone")
-    message = refused(capsys, "train", tiny, tmp_path / "run", "--operator", "tone", "--batch-norm", "--batch", 1)
-    assert "--batch-norm needs a --batch of at least 2" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -304,8 +313,65 @@ def test_a_run_is_neither_lost_nor_mixed_up(tmp_path, photos, capsys):
     assert "seed = 0" in refused(capsys, *options, "--seed", 1, "--resume")
     assert "guide = curves" in refused(capsys, *options, "--guide", "luma", "--resume")
     assert "is not finite" not in refused(capsys, *options, "--steps", 0)
+    for k in range(100):
+        shutil.copy(photos / "chelsea.png", photos / f"{k}.png")
+    assert len(refused(capsys, *options, "--resume")) < 500
     (out / "state.safetensors").write_bytes(b"half")
     assert "cannot be read as safetensors" in refused(capsys, *options, "--resume")
+
+
+def test_one_crop_is_not_normalised(tmp_path, photos, capsys):
+    options = ("train", photos, tmp_path / "run", *SMALL, "--operator", "tone", "--batch-norm", "--steps", 1)
+    assert "--batch-norm needs --batch of at least 2" in refused(capsys, *options, "--batch", 1)
+    assert run(*options, "--batch", 2) == 0
+
+
+def test_a_refusal_while_training_is_one_line(tmp_path, photos, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("nets.training.weights.save_network", fail)
+    options = ("train", photos, tmp_path / "run", *SMALL, "--operator", "tone", "--steps", 1)
+    assert run(*options) == 2
+    message = capfd.readouterr().err
+    assert "bilagrid: disk full" in message
+    assert "terminating" not in message
+
+
+def test_look_of_pictures_that_differ_in_kind_or_size(tmp_path, photos, capsys):
+    before, after = save(tmp_path / "before.png", photograph(40, 50, channels=1)), photos / "chelsea.png"
+    options = ("train", photos, tmp_path / "run", *SMALL, "--steps", 1, "--look", before)
+    assert "must be of one size" in refused(capsys, *options, after)
+    assert run(*options, save(tmp_path / "after.png", photograph(40, 50))) == 0
+
+
+def test_floats_beyond_0_and_1_are_photographs_too(tmp_path):
+    save(tmp_path / "float.tif", photograph(40, 50, kind="float") * 1.5 - 0.2)
+    source = Photographs([tmp_path], OPERATORS["clahe"], variants=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(np.ptp(values) > 0 for k in range(3) for values in source.pair(0, k))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60), (9, 7)])
+def test_small_pictures_are_measured(tmp_path, size, capsys):
+    source = save(tmp_path / "in.png", photograph(*size))
+    assert run("eval", source, "--operator", "tone", "--weights", "tone") == 0
+    assert run("diagnose", source, "--operator", "tone") == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_networks_that_do_not_make_pictures_of_pictures_are_refused(tmp_path, photos, capsys):
+    weights = tmp_path / "gray.safetensors"
+    save_network(weights, hdrnet.HDRNet(in_channels=1, out_channels=1, input_size=32, spatial_bins=4))
+    message = "takes 1 channels and gives 1, pictures have 3"
+    assert message in refused(capsys, "enhance", photos, tmp_path / "out", "--weights", weights)
+    assert message in refused(capsys, "eval", photos, "--operator", "tone", "--weights", weights)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "chalk"])
+def test_devices_without_kernels_are_refused(tmp_path, photos, capsys, device):
+    assert "--device" in refused(capsys, "enhance", photos, tmp_path / "out", "--device", device)
 
 
 def hazy(pixels, k):

@@ -31,9 +31,7 @@ class Pairs:
     """
 
     def __init__(self, folder: Path) -> None:
-        before, after = (
-            {path.stem: path for path in pictures_in(folder / side, images.SUFFIXES)} for side in ("input", "output")
-        )
+        before, after = (_by_name(folder / side) for side in ("input", "output"))
         alone = sorted(before.keys() ^ after.keys())
         if alone:
             raise Refusal(
@@ -57,7 +55,7 @@ class Pairs:
 
     def _load(self, k: int) -> Pair:
         before, after = self._paths[k]
-        return _colour(before), _colour(after)
+        return colour(before), colour(after)
 
     variants = 1
 
@@ -86,7 +84,7 @@ class Photographs:
         return self._made(k, variant)
 
     def _make(self, k: int, variant: int) -> Pair:
-        pixels = images.scaled(_colour(self._paths[k]))
+        pixels = images.scaled(colour(self._paths[k])).clip(0, 1)
         if variant:
             rng = np.random.default_rng([k, variant])
             gain = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.08, 3)).astype(np.float32)
@@ -122,7 +120,17 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return cut(pair[0]), cut(pair[1])
 
 
-def _colour(path: Path) -> np.ndarray:
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names, suffixes aside."""
+    named: dict[str, Path] = {}
+    for path in pictures_in(folder, images.SUFFIXES):
+        if path.stem in named:
+            raise Refusal(f"{named[path.stem]} and {path}: have one name, suffixes aside; pairs are found by it")
+        named[path.stem] = path
+    return named
+
+
+def colour(path: Path) -> np.ndarray:
     """Values (H, W, 3) of a file, gray repeated."""
     values = images.read(path).values
     return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)

@@ -58,7 +58,7 @@ def enhance(
         overwrite: replace files that exist. The input itself is never replaced.
     """
     net = load(weights, device_of(device))
-    _check_channels(net, weights)
+    check_channels(net, weights)
     if not paths:
         demonstration.before_after(
             "enhanced",
@@ -121,13 +121,16 @@ def device_of(name: str) -> torch.device:
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise Refusal(f"--device must be auto, cpu, cuda or the like of cuda:1, got {name}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Refusal(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
 
 
-def _check_channels(net: HDRNet, weights: str) -> None:
+def check_channels(net: HDRNet, weights: str) -> None:
+    """Refuses a network that does not turn pictures into pictures."""
     channels = net.config["in_channels"], net.config["out_channels"]
     if channels != (3, 3):
         raise Refusal(f"{weights}: takes {channels[0]} channels and gives {channels[1]}, pictures have 3")

@@ -17,7 +17,7 @@ import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from nets import metrics
-from nets.hdrnet.enhance import apply, device_of
+from nets.hdrnet.enhance import apply, check_channels, device_of
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.hdrnet.train import Look, OperatorName, source_of
@@ -62,6 +62,7 @@ def evaluate(
     if not paths:
         raise Refusal("DATA is missing: eval DATA --weights W")
     net = load(weights, device_of(device))
+    check_channels(net, weights)
     source = source_of(list(paths), operator, learn_look)
     for path, suffixes in ((table, (".csv",)), (sheet, images.SUFFIXES)):
         if path is not None:

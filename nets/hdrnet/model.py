@@ -17,6 +17,8 @@ from nets.weights import Network
 # The global path goes down to this many bins a side before its fully connected layers.
 _COARSEST = 4
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 class HDRNet(Network):
     """Deep bilateral learning, Table 1 of the paper: ``out(p) = A(p) [image(p); 1]``, A sliced at a learned guide from a grid that a network predicts.
@@ -114,7 +116,9 @@ class HDRNet(Network):
     def shrink(self, image: Tensor) -> Tensor:
         """The small copy ``(N, in_channels, input_size, input_size)`` that the network looks at: bilinear, with antialiasing."""
         side = self.config["input_size"]
-        return F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+        # On the CPU torch has no antialiasing of half types.
+        wide = image.float() if image.device.type == "cpu" and image.dtype in _HALF else image
+        return F.interpolate(wide, size=(side, side), mode="bilinear", antialias=True).to(image.dtype)
 
     def coefficients(self, low: Tensor) -> Tensor:
         """The grid of affine maps that the network predicts from a `shrink` image: ``(N, levels * C, D, Gh, Gw)``, as `bilagrid.slice_apply` takes it.
@@ -122,6 +126,10 @@ class HDRNet(Network):
         It holds for the image in any size and for all its tiles; a video may compute it for some frames only.
         """
         config = self.config
+        side = config["input_size"]
+        if tuple(low.shape[1:]) != (config["in_channels"], side, side):
+            expected = f"(N, {config['in_channels']}, {side}, {side})"
+            raise ValueError(f"low must have shape {expected}, as shrink gives it, got {tuple(low.shape)}")
         splat = self.splat(low)
         fused = torch.relu(self.local(splat) + self.global_(splat)[:, :, None, None])
         packed = self.head(fused)
@@ -156,7 +164,8 @@ class HDRNet(Network):
         levels = self.config["levels"]
         images = [image]
         for _ in range(levels - 1):
-            images.append(F.avg_pool2d(images[-1], 2, ceil_mode=True, count_include_pad=False))
+            # Of an odd side the last pixel counts twice, and so as itself. What ceil_mode asks of sizes keeps torch.export from taking any.
+            images.append(F.avg_pool2d(F.pad(images[-1], (0, 1, 0, 1), mode="replicate"), 2))
         # The published network's first set of coefficients is that of the coarsest level.
         grids = grid.chunk(levels, 1)
         out: Tensor | None = None
@@ -166,8 +175,7 @@ class HDRNet(Network):
                 coefficients, self.guide_of(level)(image), image, lattice=_at_level(lattice, level)
             )
             if out is not None:
-                height, width = image.shape[2:]
-                term = term + F.interpolate(out, scale_factor=2.0, mode="bilinear")[..., :height, :width]
+                term = term + _doubled(out, image)
             out = term
         assert out is not None
         return out
@@ -216,13 +224,23 @@ def _linear(inputs: int, outputs: int, *, batch_norm: bool, activate: bool) -> n
     return nn.Sequential(layers)
 
 
+def _doubled(image: Tensor, like: Tensor) -> Tensor:
+    """The image at twice its size, bilinearly, as far as ``like`` reaches: of one plane it is a grid, and what guides its slicing does not matter."""
+    reach = like.shape[2], like.shape[3]
+    # Half a node a pixel, from a quarter before the first on. Given by both sizes, torch.export would have to compare them.
+    steps = 1.0, 0.5, 0.5, 0.0, -0.25, -0.25
+    plane = bilagrid.Lattice("sigma", (1, image.shape[2], image.shape[3]), reach, (0, 0), steps, reach)
+    return bilagrid.slice(image.unsqueeze(2), like[:, 0].detach(), lattice=plane)
+
+
 def _at_level(lattice: bilagrid.Lattice, level: int) -> bilagrid.Lattice:
     """The lattice of an image of which each side was halved ``level`` times."""
     (height, width), (top, left) = lattice.image_size, lattice.origin
     step = 1 << level
     if top % step or left % step:
         raise ValueError(f"a tile of a pyramid must start at multiples of {step}, got (top, left) = {(top, left)}")
-    smaller = bilagrid.Lattice.cell_centered(lattice.size, (-(-height // step), -(-width // step)))
+    # Rounded up in the words of pooling: torch.export compares them.
+    smaller = bilagrid.Lattice.cell_centered(lattice.size, ((height - 1) // step + 1, (width - 1) // step + 1))
     return smaller.crop(top // step, left // step)
 
 
@@ -241,7 +259,7 @@ def _check(config: dict[str, Any]) -> None:
         )
     if not isinstance(config["batch_norm"], bool):
         raise ValueError(f"batch_norm must be True or False, got {config['batch_norm']!r}")
-    if config["guide"] not in GUIDES:
+    if config["guide"] not in tuple(GUIDES):
         raise ValueError(f"guide must be one of {', '.join(GUIDES)}, got {config['guide']!r}")
-    if config["levels"] not in (1, 3):
+    if type(config["levels"]) is not int or config["levels"] not in (1, 3):
         raise ValueError(f"levels must be 1, or 3 for the Gaussian pyramid, got {config['levels']!r}")

@@ -11,7 +11,7 @@ import tyro
 from bilagrid import images
 from bilagrid.commands import Refusal
 from nets import training
-from nets.hdrnet.data import Crops, Pairs, Photographs, Source
+from nets.hdrnet.data import Crops, Pairs, Photographs, Source, colour
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.operators import OPERATORS, Operator, look
 from nets.training import Schedule
@@ -83,9 +83,9 @@ def train(
     schedule.check()
     if variants < 1 or crop < _LEAST_CROP:
         raise Refusal(f"--variants must be at least 1 and --crop at least {_LEAST_CROP}, got {variants} and {crop}")
-    if batch_norm and schedule.batch == 1:
-        raise Refusal("--batch-norm needs a --batch of at least 2: of one crop there is nothing to normalise by")
     training.start_processes()
+    if batch_norm and training.normalised_over(schedule) < 2:
+        raise Refusal("--batch-norm needs --batch of at least 2, on a CPU for each process: one crop has no variance")
     source = source_of(sources, operator, learn_look, variants)
     side = min(crop, *(min(size) for size in source.sizes))
     if side < _LEAST_CROP:
@@ -130,5 +130,12 @@ def source_of(
         if len(sources) != 1:
             raise Refusal(f"pairs come from one folder, got {len(sources)}; photographs need --operator or --look")
         return Pairs(sources[0])
-    apply: Operator = OPERATORS[operator] if operator else look(*(images.read(path).pixels for path in learn_look))  # type: ignore[union-attr]
+    apply: Operator
+    if learn_look is None:
+        apply = OPERATORS[operator]  # type: ignore[index]
+    else:
+        before, after = (images.scaled(colour(path)) for path in learn_look)
+        if before.shape != after.shape:
+            raise Refusal(f"--look: {learn_look[0]} and {learn_look[1]} must be of one size, before and after")
+        apply = look(before, after)
     return Photographs(sources, apply, variants)
