@@ -81,7 +81,7 @@ def fit(
         guide: ``(N, H, W)``, by default the image itself where C_in is 1, its BT.601 luma where C_in is 3.
         size: nodes ``(D, Gh, Gw)`` of the grid; published are 8 planes and a node every 16 pixels.
         lattice: where pixels land; `Lattice.cell_centered` by default, as in every operator.
-        weight: ``(N, H, W)``, how much each pixel counts. Where it is not above 0, neither image, target nor guide are read, NaN and infinities included.
+        weight: ``(N, H, W)``, how much each pixel counts, or a mask (bool) of those that do. Where it is not above 0, neither image, target nor guide are read, NaN and infinities included.
         method: ``"fast"`` or ``"global"``.
 
     Returns:
@@ -104,6 +104,8 @@ def fit(
         >>> grid.shape, bool((slice_apply(grid, None, image) - 0.5 * image.flip(1) - 0.2).abs().max() < 0.01)
         (torch.Size([1, 12, 8, 3, 4]), True)
     """
+    if isinstance(weight, Tensor) and weight.dtype == torch.bool:
+        weight = weight.float()
     named = {"image": image, "target": target} | ({} if weight is None else {"weight": weight})
     _checks.tensors(**named, optional=guide)
     _checks.rank("image", image, "(N, C_in, H, W)")

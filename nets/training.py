@@ -102,7 +102,7 @@ def train(
     """Trains on items ``(*inputs, target)`` of an endless data set, and writes the network and the state of training into a folder.
 
     Item ``i`` of the data must depend on ``i`` alone: the batch of step ``s`` is the items from ``s * batch`` on, shared out over the processes, so that
-    neither a pause nor the number of processes changes what is learned from.
+    neither a pause nor the number of processes changes what is learned from. Batch norms see the crops of all processes on GPUs, on CPUs those of their own.
 
     Args:
         net: a network with its arguments in ``config``.
@@ -180,10 +180,10 @@ def train(
                 return
             value = idist.all_reduce(output["loss"].double()) / world
             value = value.item() if isinstance(value, Tensor) else value
-            if not math.isfinite(value):
-                raise Refusal(
-                    f"the loss is {value} at step {step}: lower --lr, or --amp off; {out} keeps the last checkpoint"
-                )
+            # The loss is of the weights before this step.
+            if not math.isfinite(value) or (saving and not _is_finite(net)):
+                what = f"the loss is {value}" if not math.isfinite(value) else "the weights are no longer finite"
+                raise Refusal(f"{what} at step {step}: lower --lr, or --amp off; {out} keeps the last checkpoint")
             psnr = -10 * math.log10(max(value, 1e-12))
             bar.set_postfix(loss=f"{value:.2e}", psnr=f"{psnr:.2f} dB")
             log.add_scalar("train/loss", value, step)
@@ -224,7 +224,10 @@ class _Run:
     def start(self) -> int:
         if (self._out / STATE).exists():
             raise Refusal(f"{self._out}: holds a run; --resume goes on with it, or choose another folder")
-        self._out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise Refusal(f"{self._out}: must be a folder to hold the run, is none") from None
         return 0
 
     def resume(self) -> int:
@@ -299,14 +302,20 @@ class _interrupts:  # noqa: N801 -- a context manager, used as a function
     def __call__(self, world: int) -> bool:
         return bool(idist.all_reduce(int(self._raised), "MAX")) if world > 1 else self._raised
 
-    def _raise(self, *_: object) -> None:
+    def _raise(self, kind: int, _: object) -> None:
         self._raised = True
+        if kind == signal.SIGINT:
+            signal.signal(kind, self._before[signal.SIGINT])  # a second Ctrl-C does not wait for the step to end
 
 
 def _kept(schedule: Schedule) -> dict[str, Any]:
     """The part of a schedule that a run keeps to its end."""
     names = ("batch", "lr", "decay", "weight_decay", "seed", "amp") + (("steps",) if schedule.decay != "none" else ())
     return {name: getattr(schedule, name) for name in names}
+
+
+def _is_finite(net: nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values())
 
 
 def _precision(amp: str, device: torch.device) -> torch.dtype:

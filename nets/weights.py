@@ -67,7 +67,9 @@ def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: s
     tensors, facts = load(path, *builds)
     kind = facts["kind"]
     try:
-        net = builds[kind](**facts["config"])
+        # Without memory of its own: the file's arguments may ask for more than there is.
+        with torch.device("meta"):
+            net = builds[kind](**facts["config"])
     # Arguments beyond all measure end as any of these.
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
@@ -75,8 +77,10 @@ def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: s
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: holds values that are not finite, in {name}")
+    dtypes = {name: tensor.dtype for name, tensor in net.state_dict().items()}
+    tensors = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{path}: does not fit {kind}: {' '.join(str(error).split())}") from None
     return net.to(device).eval()

@@ -262,16 +262,17 @@ def test_bad_weights_are_refused(tmp_path, model, capsys):
         capsys, "enhance", source, out, "--weights", model
     )
     net = hdrnet.HDRNet(input_size=32, spatial_bins=4)
-    net.config["luma_bins"] = 4
+    for name, value in (("luma_bins", 4), ("channel_multiplier", 10**4), ("input_size", 2**20)):
+        net.config = hdrnet.HDRNet(input_size=32, spatial_bins=4).config | {name: value}
+        save_network(model, net)
+        assert "does not fit HDRNet" in refused(capsys, "enhance", source, out, "--weights", model)
+    net.config["channel_multiplier"] = 10**7
     save_network(model, net)
-    assert "does not fit HDRNet" in refused(capsys, "enhance", source, out, "--weights", model)
+    assert "holds no arguments that HDRNet takes" in refused(capsys, "enhance", source, out, "--weights", model)
     net = hdrnet.HDRNet(input_size=32, spatial_bins=4)
     torch.nn.init.constant_(net.head.weight, float("nan"))
     save_network(model, net)
     assert "not finite" in refused(capsys, "enhance", source, out, "--weights", model)
-    net.config["channel_multiplier"] = 10**7
-    save_network(model, net)
-    assert "holds no arguments that HDRNet takes" in refused(capsys, "enhance", source, out, "--weights", model)
     assert "no such file" in refused(capsys, "enhance", source, out, "--weights", tmp_path / "none.safetensors")
     assert not out.exists()
 
@@ -316,8 +317,22 @@ def test_a_run_is_neither_lost_nor_mixed_up(tmp_path, photos, capsys):
     for k in range(100):
         shutil.copy(photos / "chelsea.png", photos / f"{k}.png")
     assert len(refused(capsys, *options, "--resume")) < 500
+    assert "must be a folder to hold the run" in refused(capsys, *options[:2], photos / "chelsea.png", *options[3:])
     (out / "state.safetensors").write_bytes(b"half")
     assert "cannot be read as safetensors" in refused(capsys, *options, "--resume")
+
+
+def test_a_checkpoint_is_never_of_weights_that_are_not_finite(tmp_path, photos, capsys, monkeypatch):
+    class Diverging(torch.optim.Adam):
+        def step(self, *_):
+            for weight in self.param_groups[0]["params"]:
+                weight.data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim, "Adam", Diverging)
+    out = tmp_path / "run"
+    options = ("train", photos, out, *SMALL, "--operator", "tone", "--steps", 1)
+    assert "the weights are no longer finite at step 1" in refused(capsys, *options)
+    assert not list(out.glob("*.safetensors"))
 
 
 def test_one_crop_is_not_normalised(tmp_path, photos, capsys):

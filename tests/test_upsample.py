@@ -248,6 +248,8 @@ def test_weight_masks(method: str, garbage: float) -> None:
     image.requires_grad_()
     found = fit(image, target, guide, size=(4, 2, 2), weight=weight, method=method)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    masked = fit(image, target, guide, size=(4, 2, 2), weight=weight > 0, method=method)
+    torch.testing.assert_close(masked, wanted, rtol=0, atol=0)
     (by_image,) = torch.autograd.grad(found.square().sum(), image)
     assert (by_image[:, :, ::3] == 0).all()
     assert by_image.isfinite().all()
@@ -415,4 +417,4 @@ def test_what_is_no_float_is_refused() -> None:
     with pytest.raises(TypeError, match="target must be float16"):
         fit(IMAGE, IMAGE.int(), size=(2, 2, 2))
     with pytest.raises(TypeError, match="weight must be float16"):
-        fit(IMAGE, IMAGE, size=(2, 2, 2), weight=IMAGE[:, 0] > 0)
+        fit(IMAGE, IMAGE, size=(2, 2, 2), weight=IMAGE[:, 0].int())
