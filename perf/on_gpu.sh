@@ -65,7 +65,8 @@ tests() {
     has pytest hypothesis numba || { lacking 'needs pytest, hypothesis and numba'; return; }
     local workers=()
     ! has xdist || workers=(-n 8)
-    "$python" -m pytest tests/ -q -p no:cacheprovider --durations=10 "${workers[@]}"
+    # pytest-benchmark, where it is installed, warns beside xdist, and a warning is an error here.
+    "$python" -m pytest tests/ -q -p no:cacheprovider -p no:benchmark --durations=10 "${workers[@]}"
 }
 
 sanitizer() {
