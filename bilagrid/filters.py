@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
+from bilagrid.ops._bilinear import bilinear_
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops.blur import blur
@@ -158,7 +159,7 @@ def joint_bilateral_upsample(
     _refuse_too_large(lattice, low)
     grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
     sliced = slice_(grid, guide_high, lattice.resize((guide_high.shape[1], guide_high.shape[2])))
-    prior = torch.nn.functional.interpolate(low.to(sliced.dtype), size=guide_high.shape[1:], mode="bilinear")
+    prior = bilinear_(low.to(sliced.dtype), guide_high)
     weighted, weight = sliced[:, :-1], sliced[:, -1:]
     return ((weighted + _UPSAMPLE_PRIOR * prior) / (weight + _UPSAMPLE_PRIOR)).to(low.dtype)
 

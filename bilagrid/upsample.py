@@ -9,12 +9,12 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
+from bilagrid.ops._bilinear import bilinear_
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops._register import Packed, pack, unpack
 from bilagrid.ops.blur import blur
-from bilagrid.ops.slice import slice_
 from bilagrid.ops.slice_apply import slice_apply, slice_apply_bwd_grid_, slice_apply_bwd_pixels_
 from bilagrid.ops.splat import splat_
 
@@ -190,9 +190,7 @@ def guided_upsample(
     left = widened(target_low) - slice_apply(grid, guide_low, widened(image_low), lattice=lattice)
     at_full_size = (extents[0], extents[1])
     upsampled = slice_apply(grid, guide_high, image_high, lattice=lattice.resize(at_full_size))
-    # Of one plane, a grid is an image and slicing it is bilinear interpolation; what guides it does not matter.
-    plane = Lattice.cell_centered((1, height, width), at_full_size)
-    return (upsampled + slice_(left.unsqueeze(2), image_high[:, 0].detach(), plane)).to(image_high.dtype)
+    return (upsampled + bilinear_(left, image_high[:, 0])).to(image_high.dtype)
 
 
 def _check_method(method: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bilagrid
 from bilagrid import Lattice
@@ -253,3 +257,61 @@ def test_refusals_name_the_argument(case: str) -> None:
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         call()
+
+
+# Operators of torch that on a GPU, or whose gradients there, add in another order each time: torch.use_deterministic_algorithms lists them. Some it
+# replaces instead of refusing, so they are looked for by name.
+UNORDERED = (
+    "upsample", "grid_sampler", "index_add", "index_put", "index_copy", "scatter_add", "scatter_reduce", "cumsum", "reflection_pad",
+    "replication_pad", "adaptive_avg_pool", "adaptive_max_pool", "avg_pool3d", "max_pool3d", "fractional_max_pool", "max_unpool", "bincount", "histc",
+    "kthvalue", "median", "put", "embedding_bag", "embedding_dense_backward",
+)  # fmt: skip
+
+
+class Seen(TorchDispatchMode):
+    """The operators that ran under it, and of these such as have no order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.name())
+        return function(*args, **kwargs or {})
+
+    @property
+    def unordered(self) -> set[str]:
+        return {name for name in self.names if name.partition("::")[2].lstrip("_").startswith(UNORDERED)}
+
+
+def _joint(low: Tensor, guide_low: Tensor, guide_high: Tensor) -> Tensor:
+    return bilagrid.joint_bilateral_upsample(low, guide_low, guide_high, sigma_space=1, sigma_color=0.2)
+
+
+COMPOSED: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "bilateral_filter": (lambda x, g: bilagrid.bilateral_filter(x, g, sigma_space=2, sigma_color=0.2), ((1, 2, 8, 9), (1, 8, 9))),
+    "joint_bilateral_upsample": (_joint, ((1, 2, 4, 5), (1, 4, 5), (1, 8, 9))),
+    "tonemap": (bilagrid.tonemap, ((1, 3, 8, 9),)),
+    "fit": (lambda x, y, w: bilagrid.fit(x, y, size=(3, 2, 2), weight=w, method="global"), ((1, 3, 8, 9), (1, 3, 8, 9), (1, 8, 9))),
+    "guided_upsample": (bilagrid.guided_upsample, ((1, 3, 16, 18), (1, 3, 8, 9), (1, 3, 8, 9))),
+    "curves": (bilagrid.curves, ((1, 3, 8, 9), (2, 3), (2,), (2, 4), (2, 4), (2,), ())),
+    "slice_apply": (lambda grid, image: bilagrid.slice_apply(grid, None, image), ((1, 12, 3, 2, 2), (1, 3, 8, 9))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_no_operator_without_an_order_takes_part(name: str) -> None:
+    function, shapes = COMPOSED[name]
+    given = [torch.rand(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    with Seen() as seen:
+        first = torch.autograd.grad(function(*given).square().sum(), given, create_graph=True)
+        torch.autograd.grad(sum(grad.square().sum() for grad in first), given, allow_unused=True)
+    assert any(one.startswith("bilagrid::") for one in seen.names)
+    assert not seen.unordered
+
+
+def test_an_operator_without_an_order_is_noticed() -> None:
+    low = torch.rand(1, 2, 4, 5, requires_grad=True)
+    with Seen() as seen:
+        torch.nn.functional.interpolate(low, size=(8, 9), mode="bilinear").sum().backward()
+    assert seen.unordered

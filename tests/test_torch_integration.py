@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import bilagrid
 from bilagrid import Lattice
@@ -81,6 +82,10 @@ RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
 }
 
 
+# Whose outputs have no size.
+SCALARS = ("total_variation",)
+
+
 def test_every_raw_operator_is_checked() -> None:
     registered = {
         name.split("::")[1].split(".")[0]
@@ -96,6 +101,45 @@ def test_opcheck(name: str, case: int) -> None:
     operator = getattr(torch.ops.bilagrid, name).default
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(operator, RAW[name][case](), test_utils=checks)
+
+
+@pytest.fixture
+def sizes_are_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 cannot add a bool to a symbolic size, which later ones can."""
+    for name in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__"):
+        right = getattr(torch.SymInt, name)
+
+        def refusing(self: torch.SymInt, other: Any, right: Callable[..., Any] = right) -> Any:
+            assert not isinstance(other, (bool, torch.SymBool)), f"{self} meets the bool {other}"
+            return right(self, other)
+
+        monkeypatch.setattr(torch.SymInt, name, refusing)
+
+
+@pytest.mark.usefixtures("sizes_are_no_flags")
+@pytest.mark.parametrize(("name", "case"), [(name, k) for name in RAW for k in range(len(RAW[name]))])
+def test_fakes_of_symbolic_sizes(name: str, case: int) -> None:
+    operator, given = getattr(torch.ops.bilagrid, name).default, RAW[name][case]()
+    tensors = [value for value in given if isinstance(value, Tensor)]
+
+    def run(*traced: Tensor) -> Any:
+        following = iter(traced)
+        return operator(*(next(following) if isinstance(value, Tensor) else value for value in given))
+
+    traced = make_fx(run, tracing_mode="symbolic")(*tensors)
+    found, expected = traced(*tensors), run(*tensors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    (node,) = (node for node in traced.graph.nodes if node.target is operator)
+    fakes = node.meta["val"] if isinstance(expected, list) else [node.meta["val"]]
+    assert any(isinstance(extent, torch.SymInt) for fake in fakes for extent in fake.shape) or name in SCALARS
+
+
+@pytest.mark.usefixtures("sizes_are_no_flags")
+@pytest.mark.parametrize("offset", [True, False])
+def test_slice_apply_of_symbolic_sizes(offset: bool) -> None:
+    given = torch.rand(2, 12, *SIZE), torch.rand(2, *IMAGE), torch.rand(2, 3, *IMAGE)
+    run = lambda *tensors: bilagrid.slice_apply(*tensors, offset=offset)  # noqa: E731
+    assert_near(make_fx(run, tracing_mode="symbolic")(*given)(*given), run(*given))
 
 
 CURVES = _parameters()

@@ -274,7 +274,7 @@ def _guide_array(guide: Tensor | None, image: Tensor, dtype: torch.dtype) -> np.
 
 def slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
     dtype = compute_type(grid, guide, image)
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     batch, _, height, width = image.shape
     at = Geometry(lattice, height, width, dtype)
     out = empty_as(image, grid.shape[1] // terms)
@@ -291,7 +291,7 @@ def slice_apply_bwd_pixels(
     grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
 ) -> list[Tensor]:
     dtype = compute_type(grid, guide, image, grad_output)
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     batch, _, height, width = image.shape
     at = Geometry(lattice, height, width, dtype)
     grad_image = torch.empty_like(image)
@@ -311,7 +311,7 @@ def slice_apply_bwd_grid(
     guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
 ) -> Tensor:
     dtype = compute_type(guide, image, grad_output)
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     batch, _, height, width = image.shape
     at = Geometry(lattice, height, width, dtype)
     channels = grad_output.shape[1] * terms

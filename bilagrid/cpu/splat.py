@@ -74,7 +74,7 @@ _splat = Kernel(_splat_kernel)
 def splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, homogeneous: bool = False) -> Tensor:
     dtype = compute_type(values, guide)
     at = Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
-    channels = values.shape[1] + homogeneous
+    channels = values.shape[1] + int(homogeneous)
     grid = empty_grid(values, channels, lattice.size, dtype, interleaved=homogeneous)
     bands = Bands(grid, at)
     _splat(

@@ -61,7 +61,7 @@ def reduce_products(
     """
     depth, rows, columns = lattice.size
     batch, c_in, height, width = image.shape
-    terms = c_in + ones
+    terms = c_in + int(ones)
     channels = terms * (1 if grad is None else grad.shape[1])
     dtype = compute_dtype(guide, image, grad)
     out = empty_grid(image, channels, lattice.size, out_dtype, interleaved=interleaved)

@@ -181,7 +181,7 @@ def slice_apply(
     grid: torch.Tensor, guide: torch.Tensor | None, image: torch.Tensor, lattice: Lattice, *, offset: bool
 ) -> torch.Tensor:
     """The grid's affine map at every pixel applied to the image: (N, C_out, H, W), lying as the image does; the guide is luma where None."""
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     out = empty_as(image, grid.shape[1] // terms)
     launch_gather(
         _slice_apply_coarse_kernel,
@@ -212,7 +212,7 @@ def slice_apply_bwd_pixels(
     """The gradients of `slice_apply` by image and guide, in one pass; where the guide is luma, its gradient is part of the image's."""
     grad_image = torch.empty_like(image)
     grad_guide = None if guide is None else torch.empty(guide.shape, dtype=guide.dtype, device=guide.device)
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     launch_gather(
         _slice_apply_bwd_pixels_coarse_kernel,
         _slice_apply_bwd_pixels_fine_kernel,

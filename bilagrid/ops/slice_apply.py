@@ -59,7 +59,7 @@ def slice_apply(
         raise ValueError(f"image must have 3 channels for guide=None, the luma, got {image.shape[1]}; pass a guide")
     if grid.shape[0] != image.shape[0]:
         raise ValueError(f"grid must have the batch size of image, {image.shape[0]}, got {grid.shape[0]}")
-    terms = image.shape[1] + offset
+    terms = image.shape[1] + int(offset)
     if grid.shape[1] % terms:
         each = "C_in + 1" if offset else "C_in"
         raise ValueError(
@@ -82,7 +82,7 @@ def slice_apply_bwd_pixels_(
 
 
 def _fake_slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
-    return empty_as(image, grid.shape[1] // (image.shape[1] + offset))
+    return empty_as(image, grid.shape[1] // (image.shape[1] + int(offset)))
 
 
 def _fake_slice_apply_bwd_pixels(
@@ -97,7 +97,7 @@ def _fake_slice_apply_bwd_grid(
 ) -> Tensor:
     given = (guide, image, grad_output)
     double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in given)
-    channels = grad_output.shape[1] * (image.shape[1] + offset)
+    channels = grad_output.shape[1] * (image.shape[1] + int(offset))
     dtype = torch.float64 if double else torch.float32
     return image.new_empty((image.shape[0], channels, *lattice.size), dtype=dtype)
 

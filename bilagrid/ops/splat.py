@@ -65,7 +65,8 @@ def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, ho
 
 def _fake_splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool, homogeneous: bool) -> Tensor:
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return empty_grid(values, values.shape[1] + homogeneous, lattice.size, dtype, interleaved=homogeneous)
+    channels = values.shape[1] + int(homogeneous)
+    return empty_grid(values, channels, lattice.size, dtype, interleaved=homogeneous)
 
 
 _raw_splat = raw_operator(
