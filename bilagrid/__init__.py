@@ -6,6 +6,7 @@ from bilagrid.ops.blur import blur
 from bilagrid.ops.curves import curves
 from bilagrid.ops.slice import slice
 from bilagrid.ops.slice_apply import slice_apply
+from bilagrid.ops.slice_points import slice_points
 from bilagrid.ops.splat import splat
 from bilagrid.ops.total_variation import total_variation
 from bilagrid.upsample import fit, guided_upsample
@@ -23,6 +24,7 @@ __all__ = [
     "joint_bilateral_upsample",
     "slice",
     "slice_apply",
+    "slice_points",
     "splat",
     "tonemap",
     "total_variation",

@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import bilagrid
 from bilagrid import Lattice
 from bilagrid.ops.slice import slice_, slice_bwd_guide_, slice_normalized_
+from bilagrid.ops.slice_points import slice_points_, splat_points_
 from bilagrid.ops.splat import splat_
 from tests.conftest import BACKENDS
 from tests.helpers import device_of, off_nodes
@@ -46,11 +47,19 @@ def _parameters() -> tuple[Tensor, ...]:
     )
 
 
+def _points() -> Tensor:
+    """Off the kinks and around the grid of `SIZE`, which has more than one cell along z alone; as images of one row."""
+    along = [off_nodes((5,), nodes) * nodes - 0.5 for nodes in reversed(SIZE)]
+    return torch.stack(along, -1).view(1, 1, 5, 3)
+
+
 def _apply(offset: bool, **options: None) -> Callable[..., Tensor]:
     if options:
         return lambda grid, image: bilagrid.slice_apply(grid, None, image, offset=offset)
     return lambda grid, guide, image: bilagrid.slice_apply(grid, guide, image, offset=offset)
 
+
+INDEX = torch.tensor([1, 0, 1, 1, 0]).view(1, 1, 5)
 
 # Each: the function, its arguments, and whether it is differentiable twice by all of them.
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]] = {
@@ -77,6 +86,19 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
     ),
     "blur": (lambda grid: bilagrid.blur(grid, (0.7, 0.0, 1.2)), lambda: (_random(1, 2, *SIZE),)),
     "curves": (bilagrid.curves, lambda: (_random(1, 2, *IMAGE).sigmoid(), *_parameters())),
+    "slice_points": (bilagrid.slice_points, lambda: (_random(1, 2, *SIZE), _points())),
+    "slice_points indexed": (
+        lambda grid, p: bilagrid.slice_points(grid, p, INDEX.to(p.device)),
+        lambda: (_random(2, 2, *SIZE), _points()),
+    ),
+    "slice_points by y": (
+        lambda grid, p: slice_points_(grid, p, INDEX.to(p.device), 2),
+        lambda: (_random(2, 2, *SIZE), _points()),
+    ),
+    "splat_points by x": (
+        lambda v, p: splat_points_(v, p, INDEX.to(p.device), (2, *SIZE), 1),
+        lambda: (_random(1, 1, 5, 2), _points()),
+    ),
     "total_variation": (bilagrid.total_variation, lambda: (_random(2, 2, *SIZE),)),
     "slice_apply": (_apply(True), lambda: (_random(1, 8, *SIZE), _guide(), _random(1, 3, *IMAGE))),
     "slice_apply without offset": (_apply(False), lambda: (_random(1, 6, *SIZE), _guide(), _random(1, 3, *IMAGE))),
@@ -87,6 +109,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(backend: str, case: str) -> None:
+    if backend == "interpreter" and "_points" in case:
+        pytest.skip("not on this backend yet")
     function, arguments = CASES[case]
     leaves = [t.to(device_of(backend)).requires_grad_() for t in arguments()]
     assert gradcheck(function, leaves, fast_mode=True)

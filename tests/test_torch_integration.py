@@ -77,6 +77,18 @@ RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (_pixels(3), *_parameters(), _guide(), False),
         lambda: (_pixels(3).to(memory_format=torch.channels_last), *_parameters(), _guide().double(), True),
     ],
+    "slice_points": [
+        lambda: (_grid(3), 2 * torch.rand(2, 3, 4, 3), None, 0),
+        lambda: (_grid(3).half(), 2 * torch.rand(1, 3, 4, 3), torch.randint(2, (1, 3, 4)), 5),
+    ],
+    "slice_points_bwd_points": [
+        lambda: (_grid(3), 2 * torch.rand(2, 3, 4, 3), None, torch.rand(2, 3, 4, 3), 0),
+        lambda: (_grid(2), 2 * torch.rand(1, 3, 4, 3).half(), torch.randint(2, (1, 3, 4)), torch.rand(1, 3, 4, 2), 2),
+    ],
+    "slice_points_bwd_grid": [
+        lambda: (torch.rand(2, 3, 4, 3), 2 * torch.rand(2, 3, 4, 3), None, (2, *SIZE), 0),
+        lambda: (torch.rand(1, 3, 4, 3).half(), torch.rand(1, 3, 4, 3), torch.randint(7, (1, 3, 4)), (7, *SIZE), 1),
+    ],
     "total_variation": [lambda: (_grid(3),)],
     "total_variation_bwd": [lambda: (_grid(3),)],
 }
