@@ -7,13 +7,18 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-import bilagrid
-
-PUBLIC = [name for name in bilagrid.__all__ if callable(getattr(bilagrid, name))]
+MODULES = ["bilagrid", "bilagrid.compat.hdrnet"]
+PUBLIC = [
+    pytest.param(module, name, id=f"{module}.{name}".removeprefix("bilagrid."))
+    for module in map(importlib.import_module, MODULES)
+    for name in module.__all__
+    if callable(getattr(module, name))
+]
 
 
 def run(thing: object, name: str, module: object) -> tuple[int, int]:
@@ -25,9 +30,9 @@ def run(thing: object, name: str, module: object) -> tuple[int, int]:
     return runner.tries, runner.failures
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_examples(name: str) -> None:
-    thing = getattr(bilagrid, name)
+@pytest.mark.parametrize(("module", "name"), PUBLIC)
+def test_examples(module: ModuleType, name: str) -> None:
+    thing = getattr(module, name)
     tried, failed = run(thing, name, importlib.import_module(inspect.getmodule(thing).__name__))
     assert tried > 0, f"{name} shows no example"
     assert failed == 0

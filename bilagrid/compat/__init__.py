@@ -1,0 +1,1 @@
+"""The calls that others' users make, over bilagrid's operators."""
