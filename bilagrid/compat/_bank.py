@@ -1,0 +1,109 @@
+"""The module that holds a colour grid for every photograph: what the modules of gsplat, nerfstudio and fused-bilagrid have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bilagrid.compat._maps import index_vector
+from bilagrid.ops import _checks
+from bilagrid.ops.total_variation import total_variation
+
+
+def total_variation_loss(x: Tensor, index: Tensor | None = None) -> Tensor:
+    """The mean squared difference of neighbours, summed over all axes but the first two; with ``index``, of the rows that it chooses.
+
+    Args:
+        x: ``(B, C, ...)``, such as grids ``(B, 12, D, Gh, Gw)``.
+        index: int64 or int32 ``(N,)``, the rows to take, one as often as it is named; None for all. In training by a few photographs a step, give those of the
+            step: with M photographs taken at random it is on average the loss over all of them, and costs N / M of it.
+
+    Returns:
+        A scalar. An axis of one node adds 0.
+
+    Raises:
+        TypeError: a dtype that is not floating, or an index that is not of integers.
+        ValueError: fewer than two dimensions, or an index of another shape.
+        IndexError: an index out of range, on the CPU.
+
+    Gradients: to x, of any order in reverse mode. Deterministic.
+
+    Source: Wang et al., "Bilateral guided radiance field processing", SIGGRAPH 2024.
+
+    Example:
+        >>> total_variation_loss(torch.arange(4.0).view(2, 1, 1, 2), torch.tensor([1]))
+        tensor(1.)
+    """
+    _checks.tensors(x=x)
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
+    if index is not None:
+        x = x[index_vector("index", index, x)]
+    if x.ndim > 5:
+        means = (x.diff(dim=axis).square().mean() for axis in range(2, x.ndim) if x.shape[axis] > 1)
+        return sum(means, start=x.new_zeros(()))
+    return total_variation(x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:]))
+
+
+class GridBank(nn.Module):
+    """A colour grid for every photograph, each the identity at first; `bilagrid.compat.gsplat.BilateralGrid` documents it."""
+
+    def __init__(self, num: int, grid_X: int, grid_Y: int, grid_W: int, *, gauge: bool) -> None:  # noqa: N803
+        super().__init__()
+        for name, extent in (("num", num), ("grid_X", grid_X), ("grid_Y", grid_Y), ("grid_W", grid_W)):
+            if not hasattr(extent, "__index__"):
+                raise TypeError(f"{name} must be an integer, got {extent!r}")
+            if extent < 1:
+                raise ValueError(f"{name} must be at least 1, got {extent}")
+        _checks.flag("gauge", gauge)
+        self.grid_width, self.grid_height, self.grid_guidance = grid_X, grid_Y, grid_W
+        self.gauge = gauge
+        self.grids = nn.Parameter(_identity().repeat(num, 1, grid_W, grid_Y, grid_X))
+
+    def effective_grids(self, idx: Tensor | int | None = None) -> Tensor:
+        """The grids that slicing reads, ``(N, 12, D, Gh, Gw)``: those of the parameter, and with ``gauge`` less their mean, plus the identity.
+
+        Args:
+            idx: which, as `tv_loss` takes it; None for all.
+        """
+        chosen = self.grids if idx is None else self.grids[index_vector("idx", idx, self.grids)]
+        return chosen - _drift(self.grids) if self.gauge else chosen
+
+    def mean_grid(self) -> Tensor:
+        """The mean of the effective grids, ``(1, 12, D, Gh, Gw)``: how the photographs differ from the scene on average, the identity where there is no drift."""
+        return self.effective_grids().mean(0, keepdim=True)
+
+    @torch.no_grad()
+    def center_(self) -> GridBank:
+        """Makes the mean grid the identity, in place: call it after the optimizer's step, after every one or after some, or before saving.
+
+        With ``gauge`` slicing is the same before and after, and afterwards the parameter holds the effective grids.
+        """
+        self.grids.sub_(_drift(self.grids))
+        return self
+
+    def tv_loss(self, idx: Tensor | int | None = None) -> Tensor:
+        """Total variation of the grids, or of those that ``idx`` chooses, as `total_variation_loss` says."""
+        return total_variation_loss(self.effective_grids(idx))
+
+    def extra_repr(self) -> str:
+        sizes = (
+            f"{self.grids.shape[0]}, grid_X={self.grid_width}, grid_Y={self.grid_height}, grid_W={self.grid_guidance}"
+        )
+        return f"{sizes}, gauge=True" if self.gauge else sizes
+
+    def _bank(self, grids: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What of ``grids``, the parameter or what stands for it, slicing reads, and the index of each row into that."""
+        if not self.gauge:
+            return grids, index
+        if index is None:
+            return grids - _drift(grids), None
+        return grids[index] - _drift(grids), torch.arange(index.shape[0], device=index.device)
+
+
+def _drift(grids: Tensor) -> Tensor:
+    return grids.mean(0, keepdim=True) - _identity().to(grids)
+
+
+def _identity() -> Tensor:
+    return torch.eye(3, 4).view(1, 12, 1, 1, 1)

@@ -1,0 +1,28 @@
+"""nerfstudio's calls, ``nerfstudio.model_components.lib_bilagrid``: those of `bilagrid.compat.gsplat` under its names.
+
+Its images are corner-aligned: ``pixel_grid(H, W, kind="corner_aligned")`` stands for the meshgrid of its splatfacto.
+"""
+
+from bilagrid.compat.gsplat import (
+    BilateralGrid,
+    BilateralGridCP4D,
+    bilateral_grid_tv_loss,
+    color_affine_transform,
+    color_correct,
+    pixel_grid,
+    slice,
+    slice4d,
+    total_variation_loss,
+)
+
+__all__ = [
+    "BilateralGrid",
+    "BilateralGridCP4D",
+    "bilateral_grid_tv_loss",
+    "color_affine_transform",
+    "color_correct",
+    "pixel_grid",
+    "slice",
+    "slice4d",
+    "total_variation_loss",
+]
