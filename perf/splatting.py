@@ -32,7 +32,20 @@ OURS, ACTIVE, COMPOSITION, LIBRARY = "bilagrid", "bilagrid, active TV", "grid_sa
 
 _SIZE = (16, 16, 8)
 _TV_WEIGHT = 10.0
-_COLUMNS = ("device", "torch", "triton", "numba", "height", "width", "photographs", "loop", "repeats", "median_s", "q20_s", "q80_s")
+_COLUMNS = (
+    "device",
+    "torch",
+    "triton",
+    "numba",
+    "height",
+    "width",
+    "photographs",
+    "loop",
+    "repeats",
+    "median_s",
+    "q20_s",
+    "q80_s",
+)
 # Steps whose losses must agree before any is timed, and how nearly: rounding grows from step to step.
 _CHECKED_STEPS, _TOLERANCE = 8, 1e-4
 
@@ -66,7 +79,9 @@ def composed_total_variation(grids: Tensor) -> Tensor:
     return torch.stack(means).sum() if means else grids.sum() * 0
 
 
-COMPOSED = SimpleNamespace(BilateralGrid=CompositionGrid, slice=composed_slice, total_variation_loss=composed_total_variation)
+COMPOSED = SimpleNamespace(
+    BilateralGrid=CompositionGrid, slice=composed_slice, total_variation_loss=composed_total_variation
+)
 
 
 def photographs(image: Tensor, count: int) -> Tensor:
@@ -176,7 +191,9 @@ def _run(options: argparse.Namespace) -> None:
         raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
     found = rows.versions()
     name = timing.device_name(device)
-    print(f"{name}, torch {found['torch']}, float32, {options.photographs} photographs, grids {'x'.join(map(str, _SIZE))}")
+    print(
+        f"{name}, torch {found['torch']}, float32, {options.photographs} photographs, grids {'x'.join(map(str, _SIZE))}"
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)

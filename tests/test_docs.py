@@ -12,7 +12,12 @@ from types import ModuleType
 import pytest
 import torch
 
-MODULES = ["bilagrid", "bilagrid.compat.hdrnet"]
+MODULES = [
+    "bilagrid",
+    "bilagrid.compat.fused_bilagrid",
+    "bilagrid.compat.gsplat",
+    "bilagrid.compat.hdrnet",
+]
 PUBLIC = [
     pytest.param(module, name, id=f"{module}.{name}".removeprefix("bilagrid."))
     for module in map(importlib.import_module, MODULES)

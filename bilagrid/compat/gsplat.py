@@ -88,7 +88,9 @@ class BilateralGrid(GridBank):
             IndexError: an index out of range, on the CPU.
         """
         if not isinstance(grid_xy, Tensor):
-            raise TypeError(f"xy must be a torch.Tensor, got {type(grid_xy).__name__}; bilagrid.compat.pixel_grid makes one")
+            raise TypeError(
+                f"xy must be a torch.Tensor, got {type(grid_xy).__name__}; bilagrid.compat.pixel_grid makes one"
+            )
         index = None if idx is None else row_index("idx", idx, rgb)
         bank, index = self._bank(self.grids, index)
         return (transformed if transform else affine_maps)(bank, grid_xy, rgb, index)
@@ -164,5 +166,12 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
 
 
 def bilateral_grid_tv_loss(model: Any, config: Any) -> Tensor:
-    """``config.bilgrid_tv_loss_mult`` times the total variation of every module in ``model.bil_grids``, summed."""
+    """``config.bilgrid_tv_loss_mult`` times the total variation of every module in ``model.bil_grids``, summed.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = SimpleNamespace(bil_grids=[BilateralGrid(2), BilateralGrid(3)])
+        >>> bilateral_grid_tv_loss(model, SimpleNamespace(bilgrid_tv_loss_mult=10)).item()
+        0.0
+    """
     return sum(config.bilgrid_tv_loss_mult * grids.tv_loss() for grids in model.bil_grids)
