@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -51,7 +52,11 @@ def is_rehearsing() -> bool:
 
 def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
     """``function`` of ``bilagrid.cpu.<module>`` or ``bilagrid.gpu.<module>``, imported at the first call."""
-    backend = _cpu_backend if device == "cpu" else "gpu"
+    return _found(_cpu_backend if device == "cpu" else "gpu", module, function)
+
+
+@functools.cache
+def _found(backend: str, module: str, function: str) -> Callable[..., Any]:
     package, remedy = _NEEDS[backend]
     try:
         found = importlib.import_module(f"bilagrid.{backend}.{module}")

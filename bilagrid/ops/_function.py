@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 
 
 class Function(torch.autograd.Function):
-    """An `autograd.Function` that vmap maps by itself, and whose ``apply`` is cheap.
-
-    Torch asks for the signature of ``forward`` at every call, to fill in its defaults; finding it out anew would be a third of what a small call costs.
-    """
+    """An `autograd.Function` that vmap maps by itself, and whose ``apply`` takes positional arguments and is cheap."""
 
     generate_vmap_rule = True
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Torch's, less what it does first at every call: bind the arguments to the signature of ``forward``, to fill in defaults that there are none of."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]

@@ -5,6 +5,7 @@ The kind of lattice travels as a string and its sizes as ``SymInt[]``: scales co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
+from bilagrid.ops._plain import is_plain
 
 LATTICE = "str kind, SymInt[] size, SymInt[] image_size, SymInt[] origin, float[] steps, SymInt[] steps_size"
 
@@ -41,10 +43,19 @@ def raw(packed: Packed) -> tuple[Any, ...]:
     return kind, numbers[:3], numbers[3:5], numbers[5:7], numbers[7:13], numbers[13:]
 
 
+@functools.lru_cache(256)
+def _lattice(packed: Packed) -> Lattice:
+    """The lattice again, where its sizes are numbers."""
+    kind, *sizes = raw(packed)
+    return Lattice(kind, *map(tuple, sizes))
+
+
 def raw_operator(
     module: str, schema: str, fake: Callable[..., Any], *, vmap: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
     """Registers ``bilagrid::<schema>`` over the launchers of that name in ``bilagrid.cpu.<module>`` and ``bilagrid.gpu.<module>``.
+
+    Returns a function of the schema's arguments, the lattice's packed into one: it calls a launcher where all is plain, else the operator.
 
     Args:
         module: the file of the launchers.
@@ -55,15 +66,20 @@ def raw_operator(
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     operator = getattr(torch.ops.bilagrid, name).default
-    arguments = [argument.name for argument in operator._schema.arguments]
-    first = arguments.index("kind") if "kind" in arguments else len(arguments)
+    arguments = operator._schema.arguments
+    names = [argument.name for argument in arguments]
+    first = names.index("kind") if "kind" in names else len(names)
+    takes_lattice = first < len(names)
+    after = first + 6 if takes_lattice else first
+    # A tensor that is always there.
+    anchor = next(k for k, argument in enumerate(arguments) if isinstance(argument.type, torch.TensorType))
 
-    def arrange(values: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
-        positional = list(values[:first])
-        if first < len(arguments):
-            kind, *numbers = values[first : first + 6]
-            positional.append(Lattice(kind, *map(tuple, numbers)))
-        return positional, dict(zip(arguments[first + 6 :], values[first + 6 :], strict=True))
+    def arrange(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positional = values[:first]
+        if takes_lattice:
+            kind, *numbers = values[first:after]
+            positional = *positional, Lattice(kind, *map(tuple, numbers))
+        return positional, dict(zip(names[after:], values[after:], strict=True))
 
     def run(device: str) -> Callable[..., Any]:
         def implementation(*values: Any) -> Any:
@@ -77,11 +93,23 @@ def raw_operator(
         rehearsed = _backend.launcher(module, name, "cuda") if _backend.is_rehearsing() else fake
         return rehearsed(*positional, **flags)
 
+    def call(*values: Any) -> Any:
+        plain = is_plain(*values)
+        if takes_lattice:
+            packed = values[first]
+            place = (_lattice(packed),) if plain else raw(packed)
+            values = *values[:first], *place, *values[first + 1 :]
+        if not plain:
+            return operator(*values)
+        found = _backend.launcher(module, name, values[anchor].device.type)
+        stop = first + takes_lattice
+        return found(*values[:stop], **dict(zip(names[after:], values[stop:], strict=True)))
+
     _library.impl(name, run("cpu"), "CPU")
     _library.impl(name, run("cuda"), "CUDA")
     torch.library.register_fake(f"bilagrid::{name}", run_fake, lib=_library)
     torch.library.register_vmap(f"bilagrid::{name}", vmap or _fold(operator), lib=_library)
-    return operator
+    return call
 
 
 def _fold(operator: Callable[..., Any]) -> Callable[..., Any]:

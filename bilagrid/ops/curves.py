@@ -10,6 +10,7 @@ from torch import Tensor
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import promoted, widened
 from bilagrid.ops._function import Function
+from bilagrid.ops._plain import once
 from bilagrid.ops._register import raw_operator
 
 
@@ -47,6 +48,15 @@ def curves(
         >>> curves(torch.tensor([0.2, 0.5, 0.9]).view(1, 1, 1, 3), one.view(1, 1), zero, *ramps, one, zero)
         tensor([[[0.2000, 0.5000, 0.5000]]])
     """
+    _check(image, matrix, bias, shifts, slopes, mix, mix_bias)
+    return _Curves.apply(image, matrix, bias, shifts, slopes, mix, mix_bias.reshape(()))
+
+
+@once
+def _check(
+    image: Tensor, matrix: Tensor, bias: Tensor, shifts: Tensor, slopes: Tensor, mix: Tensor, mix_bias: Tensor
+) -> None:
+    """Refuses arguments that do not fit each other."""
     _checks.tensors(image=image, matrix=matrix, bias=bias, shifts=shifts, slopes=slopes, mix=mix, mix_bias=mix_bias)
     _checks.rank("image", image, "(N, C, H, W)")
     _checks.rank("matrix", matrix, "(M, C)")
@@ -59,7 +69,6 @@ def curves(
     _checks.same("mix", mix, "(M,)", (mixed,), "matrix")
     if tuple(mix_bias.shape) not in ((), (1,)):
         raise ValueError(f"mix_bias must have shape () or (1,), got {tuple(mix_bias.shape)}")
-    return _Curves.apply(image, matrix, bias, shifts, slopes, mix, mix_bias.reshape(()))
 
 
 # The image, and the six parameters.

@@ -12,7 +12,8 @@ from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
-from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
+from bilagrid.ops._plain import once
+from bilagrid.ops._register import LATTICE, Packed, pack, raw_operator, unpack
 
 
 def slice(grid: Tensor, guide: Tensor, *, lattice: Lattice | None = None) -> Tensor:
@@ -44,12 +45,17 @@ def slice(grid: Tensor, guide: Tensor, *, lattice: Lattice | None = None) -> Ten
         >>> slice(grid, torch.full((1, 5, 7), 0.5))[0, :, 2, 2]
         tensor([1.5000, 1.5000])
     """
+    return slice_(grid, guide, _checked(grid, guide, lattice))
+
+
+@once
+def _checked(grid: Tensor, guide: Tensor, lattice: Lattice | None) -> Lattice:
+    """The lattice of arguments that fit each other."""
     _checks.tensors(grid=grid, guide=guide)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
     _checks.rank("guide", guide, "(N, H, W)")
     _checks.same("guide", guide, "(N, H, W)", (grid.shape[0], *guide.shape[1:]), "grid")
-    lattice = _checks.lattice_for(lattice, grid.shape[2:], guide, what="grid")
-    return slice_(grid, guide, lattice)
+    return _checks.lattice_for(lattice, grid.shape[2:], guide, what="grid")
 
 
 def slice_(grid: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False) -> Tensor:
@@ -100,7 +106,7 @@ _raw_slice_bwd_guide = raw_operator(
 class _Slice(Function):
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, dz: bool, lattice: Packed) -> Tensor:
-        return _raw_slice(grid, guide, *raw(lattice), dz)
+        return _raw_slice(grid, guide, lattice, dz)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +128,7 @@ class _Slice(Function):
 class _SliceNormalized(Function):
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, lattice: Packed) -> Tensor:
-        return _raw_slice_normalized(grid, guide, *raw(lattice))
+        return _raw_slice_normalized(grid, guide, lattice)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,7 +152,7 @@ class _SliceNormalized(Function):
 class _SliceBwdGuide(Function):
     @staticmethod
     def forward(grid: Tensor, guide: Tensor, values: Tensor, homogeneous: bool, lattice: Packed) -> Tensor:
-        return _raw_slice_bwd_guide(grid, guide, values, *raw(lattice), homogeneous)
+        return _raw_slice_bwd_guide(grid, guide, values, lattice, homogeneous)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

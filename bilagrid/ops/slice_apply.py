@@ -13,7 +13,8 @@ from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import LUMA, luma
 from bilagrid.ops._memory import empty_as
-from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
+from bilagrid.ops._plain import once
+from bilagrid.ops._register import LATTICE, Packed, pack, raw_operator, unpack
 from bilagrid.ops.slice import slice_
 from bilagrid.ops.splat import splat_
 
@@ -49,6 +50,13 @@ def slice_apply(
         >>> image = torch.rand(1, 3, 48, 64)
         >>> torch.testing.assert_close(slice_apply(identity, None, image), image)
     """
+    lattice = _checked(grid, guide, image, lattice, offset)
+    return _SliceApply.apply(grid, guide, image, offset, pack(lattice))
+
+
+@once
+def _checked(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice | None, offset: bool) -> Lattice:
+    """The lattice of arguments that fit each other."""
     _checks.tensors(grid=grid, image=image, optional=guide)
     _checks.flag("offset", offset)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
@@ -65,8 +73,7 @@ def slice_apply(
         raise ValueError(
             f"grid must have C_out * ({each}) channels, a multiple of {terms} for an image of {image.shape[1]}, got {grid.shape[1]}"
         )
-    lattice = _checks.lattice_for(lattice, grid.shape[2:], image, what="grid")
-    return _SliceApply.apply(grid, guide, image, offset, pack(lattice))
+    return _checks.lattice_for(lattice, grid.shape[2:], image, what="grid")
 
 
 def slice_apply_bwd_grid_(guide: Tensor, image: Tensor, grad: Tensor, lattice: Lattice) -> Tensor:
@@ -122,7 +129,7 @@ _raw_slice_apply_bwd_grid = raw_operator(
 class _SliceApply(Function):
     @staticmethod
     def forward(grid: Tensor, guide: Tensor | None, image: Tensor, offset: bool, lattice: Packed) -> Tensor:
-        return _raw_slice_apply(grid, guide, image, *raw(lattice), offset)
+        return _raw_slice_apply(grid, guide, image, lattice, offset)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +156,7 @@ class _SliceApplyBwdPixels(Function):
     def forward(
         grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed
     ) -> tuple[Tensor, ...]:
-        return tuple(_raw_slice_apply_bwd_pixels(grid, guide, image, grad_output, *raw(lattice), offset))
+        return tuple(_raw_slice_apply_bwd_pixels(grid, guide, image, grad_output, lattice, offset))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -187,7 +194,7 @@ class _SliceApplyBwdGrid(Function):
 
     @staticmethod
     def forward(guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed) -> Tensor:
-        return _raw_slice_apply_bwd_grid(guide, image, grad_output, *raw(lattice), offset)
+        return _raw_slice_apply_bwd_grid(guide, image, grad_output, lattice, offset)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

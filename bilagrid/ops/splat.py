@@ -12,7 +12,8 @@ from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
 from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid
-from bilagrid.ops._register import LATTICE, Packed, pack, raw, raw_operator, unpack
+from bilagrid.ops._plain import once
+from bilagrid.ops._register import LATTICE, Packed, pack, raw_operator, unpack
 
 
 def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice: Lattice | None = None) -> Tensor:
@@ -47,11 +48,16 @@ def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice:
         >>> grid.shape, round(grid.sum().item(), 3)
         (torch.Size([1, 1, 4, 2, 2]), 48.0)
     """
+    return splat_(values, guide, _checked(values, guide, size, lattice))
+
+
+@once
+def _checked(values: Tensor, guide: Tensor, size: tuple[int, int, int], lattice: Lattice | None) -> Lattice:
+    """The lattice of arguments that fit each other."""
     _checks.tensors(values=values, guide=guide)
     _checks.rank("values", values, "(N, C, H, W)")
     _checks.same("guide", guide, "(N, H, W)", (values.shape[0], *values.shape[2:]), "values")
-    lattice = _checks.lattice_for(lattice, size, guide, what="size")
-    return splat_(values, guide, lattice)
+    return _checks.lattice_for(lattice, size, guide, what="size")
 
 
 def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, homogeneous: bool = False) -> Tensor:
@@ -77,7 +83,7 @@ _raw_splat = raw_operator(
 class _Splat(Function):
     @staticmethod
     def forward(values: Tensor, guide: Tensor, dz: bool, homogeneous: bool, lattice: Packed) -> Tensor:
-        return _raw_splat(values, guide, *raw(lattice), dz, homogeneous)
+        return _raw_splat(values, guide, lattice, dz, homogeneous)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

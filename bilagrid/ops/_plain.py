@@ -1,0 +1,86 @@
+"""Calls in which nothing but the operator itself has a say: those need no dispatcher, and what is known of their arguments can be kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _are_functorch_transforms_active,
+    _dispatch_keys,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch.autograd import _profiler_enabled, forward_ad
+from torch.nn import Parameter
+
+Found = TypeVar("Found")
+
+# All that a tensor of numbers in a CPU's or a GPU's memory may ask of the dispatcher (ROCm goes by the name of CUDA).
+# Anything else does not lie there as it is: meta and sparse tensors, lazily negated ones, wrappers of functorch.
+_KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+_OTHERS = ~functools.reduce(int.__or__, (DispatchKeySet(getattr(DispatchKey, key)).raw_repr() for key in _KEYS))
+
+
+def is_plain(*values: Any) -> bool:
+    """Whether a call happens now, with no mode, transform, tracer or profiler to see it, and each tensor among ``values`` is one in memory.
+
+    Then a launcher may be called as it is; in any other case the dispatcher decides what becomes of the call.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for value in values:
+        if isinstance(value, Tensor):
+            if type(value) is not Tensor and type(value) is not Parameter:
+                return False
+            if _dispatch_keys(value).raw_repr() & _OTHERS:
+                return False
+    return True
+
+
+def cells(limit: int) -> Callable[..., list[Any]]:
+    """A table of what is known: a list for each key of values and their types, empty at first. It keeps the ``limit`` keys used last, for all threads."""
+    return functools.lru_cache(limit, typed=True)(lambda *key: [])
+
+
+def once(check: Callable[..., Found]) -> Callable[..., Found]:
+    """``check``, whose answer depends on the tensors' shapes, dtypes and devices and on the other values alone, asked once for the same.
+
+    Errors are raised anew each time.
+    """
+    known = cells(256)
+
+    @functools.wraps(check)
+    def remembered(*values: Any) -> Found:
+        if not is_plain(*values):
+            return check(*values)
+        key: list[Any] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                key += value.shape, value.dtype, value.device
+            else:
+                # 4 and 4.0 are the same key, but not the same argument.
+                key += (value, *map(type, value)) if isinstance(value, tuple) else (value,)
+        try:
+            found = known(*key)
+        except TypeError:
+            return check(*values)
+        if not found:
+            found.append(check(*values))
+        return found[0]
+
+    return remembered
