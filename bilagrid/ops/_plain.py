@@ -13,12 +13,14 @@ from torch._C import (
     DispatchKeySet,
     _are_functorch_transforms_active,
     _dispatch_keys,
+    _get_function_stack_at,
     _get_tracing_state,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
 from torch.autograd import _profiler_enabled, forward_ad
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
 Found = TypeVar("Found")
 
@@ -37,7 +39,7 @@ def is_plain(*values: Any) -> bool:
         torch.compiler.is_compiling()
         or _are_functorch_transforms_active()
         or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
+        or (_len_torch_function_stack() and _is_watched())
         or _get_tracing_state() is not None
         or _profiler_enabled()
         or forward_ad._current_level >= 0
@@ -50,6 +52,11 @@ def is_plain(*values: Any) -> bool:
             if _dispatch_keys(value).raw_repr() & _OTHERS:
                 return False
     return True
+
+
+def _is_watched() -> bool:
+    """Whether some function mode does more than give factories a default device, which launchers do not ask for."""
+    return any(type(_get_function_stack_at(k)) is not DeviceContext for k in range(_len_torch_function_stack()))
 
 
 def cells(limit: int) -> Callable[..., list[Any]]:
