@@ -213,12 +213,12 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
     name = launch.kernel.__name__
     planes, channels = given.get("PLANES", 1), given.get("CHANNELS", 1)
     tiles = triton.cdiv(given.get("D", 1), planes) * triton.cdiv(channels, given.get("TILE_C", 16))
-    if "PIXELS" in given or "NODES" in given:
+    if "PIXELS" in given or "CELLS" in given:
         image = given["image_ptr"]
         pixels = image.shape[0] * image.shape[2] * image.shape[3]
-        # Every tile reads every pixel; where a program owns nodes, a pixel is in the footprints of four.
-        repeats = tiles if "PIXELS" in given else 4 * tiles
-        return Share("pixel", given.get("PIXELS", given.get("NODES")) / repeats, pixels, True)
+        # Every tile reads every pixel; where a lane owns cells, a strip begins a row of cells early.
+        repeats = tiles if "PIXELS" in given else tiles * (1 + 1 / given["strip_rows"])
+        return Share("pixel", given.get("PIXELS", given.get("CELLS")) / repeats, pixels, True)
     if name in ("_curves_kernel", "_curves_bwd_kernel"):
         curves, knots = given["shifts_ptr"].shape
         count = launch.programs * launch.configs[0].kwargs["BLOCK"]

@@ -160,7 +160,6 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
         ),
     ),
     "curves": (curves.CURVES_CONFIGS, "fine", lambda: curves.curves(AFFINE[2], *CURVES)),
-    "splat fine": (_reduction.NODE_CONFIGS, "fine", lambda: splat.splat(AFFINE[2], AFFINE[1], LATTICE)),
     "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
     "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (1.0, 0.5, 1.0))),
     "total_variation gradient": (
@@ -227,6 +226,20 @@ def test_every_configuration_gives_the_same_bits(use: str) -> None:
         configs[:] = every
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+@interpreted
+def test_the_fine_reduction_gives_the_same_bits_whatever_the_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 nodes a row, so that lanes of several programs meet; strips of one row, of some, and of all."""
+    lattice = Lattice.half_pixel((3, 7, 70), (15, 140))
+    values, guide = _image(2, 2, 15, 140), _image(2, 15, 140)
+    found = []
+    for rows in (1, 3, 32):
+        monkeypatch.setattr(_reduction, "_strip_rows", lambda programs, count, rows=rows: rows)
+        with _regime.override(regime="fine"):
+            found.append(splat.splat(values, guide, lattice, homogeneous=True))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
 
 @interpreted

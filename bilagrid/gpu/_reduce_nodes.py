@@ -1,22 +1,40 @@
-"""The fine reduction: a program owns nodes of the grid and adds up the pixels of their footprint."""
+"""The fine reduction: a lane owns a column of cells of the grid and marches down their pixels; once a row of cells the lanes add up into nodes."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, pixel_range, tent, tent_z, widen
+from bilagrid.gpu._geometry import coordinate, pixel_range, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
 
-# A node a lane, so that what a pixel shares among planes and channels is computed once. Blocks of other sizes add in the same order.
-# On AMD, where a warp may have 64 lanes, Triton 3.7 rejects its own layouts with fewer nodes than lanes or more warps than one.
-NODE_CONFIGS = [
-    triton.Config({"NODES": 32}, num_warps=1),
-    triton.Config({"NODES": 64}, num_warps=2),
-    triton.Config({"NODES": 128}, num_warps=4),
-]
-NODE_CONFIGS_AMD = [triton.Config({"NODES": 64}, num_warps=1)]
+# A cell a lane, so that what a pixel shares among planes and channels is computed once. Each has another order of sums, so none is tuned.
+# Triton 3.7 rejects its own layouts where a block has fewer cells than a warp has lanes.
+NODE_CONFIGS = [triton.Config({"CELLS": 32}, num_warps=1)]
+NODE_CONFIGS_WIDE = [triton.Config({"CELLS": 64}, num_warps=1)]
+
+
+@triton.jit
+def _any(mask):
+    if mask.type.is_block():
+        return tl.max(mask.to(tl.int32), axis=0) > 0
+    else:
+        return mask
+
+
+@triton.jit
+def _first_pixel(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: tl.constexpr):
+    """The first pixel along an axis that lies in ``cell`` or beyond; ``size`` where there is none. Exact, so that no two cells share a pixel."""
+    cell = widen(cell, False)
+    first, _last = pixel_range(cell, cell, per_node, anchor, origin, slack, nodes, size, ACC)
+    _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
+    short = (below < cell) & (first < size)
+    while _any(short):
+        first += short.to(tl.int32)
+        _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
+        short = (below < cell) & (first < size)
+    return first
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -36,11 +54,6 @@ def _reduce_nodes_kernel(
     stride_grad_c,
     stride_grad_y,
     stride_grad_x,
-    stride_out_n,
-    stride_out_c,
-    stride_out_d,
-    stride_out_y,
-    stride_out_x,
     H,
     W,
     Gh,
@@ -57,6 +70,7 @@ def _reduce_nodes_kernel(
     per_x,
     slack_y,
     slack_x,
+    strip_rows,
     C_IN: tl.constexpr,
     TERMS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -69,69 +83,92 @@ def _reduce_nodes_kernel(
     INTERLEAVED: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
-    NODES: tl.constexpr,
+    CELLS: tl.constexpr,
 ):
-    """A program owns NODES nodes along a row of the grid, for PLANES planes and TILE_C channels: out = sum over pixels w_x w_y w_z product.
+    """A program owns CELLS - 1 nodes along x and strip_rows along y of the grid, for PLANES planes and TILE_C channels: out = sum over pixels w_x w_y w_z product.
 
-    A lane walks its node's footprint, the pixels less than a node away, row by row; footprints overlap, and what is read twice comes from the cache.
+    A lane owns a column of cells and adds each of their pixels to the sums of the four nodes around it, for all planes at once. Where a row of cells ends, the
+    sums of the nodes above it are complete: those on a cell's right go to the lane of the next, and the row is stored. A strip begins a row of cells early.
 
     guide (N, H, W), image (N, C_IN, H, W), grad (N, CHANNELS / TERMS, H, W), out (N, CHANNELS, D, Gh, Gw).
     Where out is INTERLEAVED, sums are turned before they are stored, so that lanes write what lies together.
     """
     pid = tl.program_id(0)
-    blocks_x = tl.cdiv(Gw, NODES)
+    blocks_x = tl.cdiv(Gw, CELLS - 1)
     tiles_c = tl.cdiv(CHANNELS, TILE_C)
     tiles_z = tl.cdiv(D, PLANES)
+    strips = tl.cdiv(Gh, strip_rows)
     block_x = pid % blocks_x
     tile_c = pid // blocks_x % tiles_c
     tile_z = pid // (blocks_x * tiles_c) % tiles_z
-    node_y = pid // (blocks_x * tiles_c * tiles_z) % Gh
-    n = widen(pid // (blocks_x * tiles_c * tiles_z * Gh), WIDE)
+    strip = pid // (blocks_x * tiles_c * tiles_z) % strips
+    n = widen(pid // (blocks_x * tiles_c * tiles_z * strips), WIDE)
 
-    node_x = block_x * NODES + tl.arange(0, NODES)
-    plane = (tile_z * PLANES + tl.arange(0, PLANES))[:, None]
+    lane = tl.arange(0, CELLS)
+    node_x = block_x * (CELLS - 1) - 1 + lane
+    first_x = _first_pixel(node_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    last_x = _first_pixel(node_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    last_x = tl.where((node_x >= 0) & (node_x < Gw), last_x, first_x)
+    longest = tl.max(last_x - first_x, axis=0)
+
+    plane = (tile_z * PLANES + tl.arange(0, PLANES))[None, :, None]
     channel = (tile_c * TILE_C + tl.arange(0, TILE_C))[:, None]
     term = channel % TERMS
-    mask_c = channel < CHANNELS
-    first_row, last_row = pixel_range(node_y - 1, node_y + 1, per_y, anchor_y, top, slack_y, Gh, H, ACC)
-    first_x, last_x = pixel_range(node_x - 1, node_x + 1, per_x, anchor_x, left, slack_x, Gw, W, ACC)
-    last_x = tl.where(node_x < Gw, last_x, first_x)
-    longest = tl.max(last_x - first_x, axis=0)
     image_ptr += n * stride_image_n
-    acc = tl.zeros([TILE_C, PLANES, NODES], ACC)
-    for row in range(first_row, last_row):
-        y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
-        weight_y = tent(y, node_y)
-        i = widen(row, WIDE)
-        for step in range(longest):
-            offs_x = first_x + step
-            mask = offs_x < last_x
-            j = widen(offs_x, WIDE)
-            pixel_ptr = image_ptr + i * stride_image_y + j * stride_image_x
-            offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-            guide = load_guide(guide_ptr, offset, pixel_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
-            x, _x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
-            z, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
-            weight = tent(x, node_x) * weight_y
-            valid = mask & (guide == guide) & (weight > 0)
-
-            exists = mask[None, :] & mask_c
-            value = load_term(pixel_ptr[None, :], stride_image_c, term, C_IN, exists, ACC, WIDE)
-            if PRODUCT:
-                offset_g = n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
-                pointers_g = grad_ptr + offset_g[None, :] + widen(channel // TERMS, WIDE) * stride_grad_c
-                value *= tl.load(pointers_g, mask=exists).to(ACC)
-            value = tl.where(valid[None, :], value * weight[None, :], 0.0)
-            weight_z = tent_z(z[None, :], z0[None, :], plane, D, DZ)
-            acc = tl.fma(value[:, None, :], weight_z[None, :, :], acc)
+    before = tl.broadcast_to(tl.maximum(lane - 1, 0)[None, None, :], (TILE_C, PLANES, CELLS))
     c = channel[:, :, None]
-    z = plane[None, :, :]
     x = node_x[None, None, :]
+    owned = (lane > 0)[None, None, :] & (x < Gw) & (c < CHANNELS) & (plane < D)
     if INTERLEAVED:
-        acc = tl.permute(acc, (2, 1, 0))
-        c = tl.permute(c, (2, 1, 0))
-        z = tl.permute(z, (2, 1, 0))
-        x = tl.permute(x, (2, 1, 0))
-    out_ptr += n * stride_out_n + widen(node_y, WIDE) * stride_out_y + widen(x, WIDE) * stride_out_x
-    out_ptr += widen(z, WIDE) * stride_out_d + widen(c, WIDE) * stride_out_c
-    tl.store(out_ptr, acc, mask=(c < CHANNELS) & (z < D) & (x < Gw))
+        owned = tl.permute(owned, (2, 1, 0))
+
+    first_node = strip * strip_rows
+    last_node = tl.minimum(first_node + strip_rows, Gh)
+    first_cell = tl.maximum(first_node - 1, 0)
+    next_row = _first_pixel(first_cell, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+    above_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+    above_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+    for node_y in range(first_cell, last_node):
+        first_row = next_row
+        next_row = _first_pixel(node_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+        below_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+        below_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+        for row in range(first_row, next_row):
+            y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
+            weight_y = y - node_y
+            i = widen(row, WIDE)
+            for step in range(longest):
+                offs_x = first_x + step
+                mask = offs_x < last_x
+                j = widen(offs_x, WIDE)
+                pixel_ptr = image_ptr + i * stride_image_y + j * stride_image_x
+                offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
+                guide = load_guide(guide_ptr, offset, pixel_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+                x_pixel, _x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
+                z_pixel, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
+                exists = mask[None, :] & (channel < CHANNELS)
+                value = load_term(pixel_ptr[None, :], stride_image_c, term, C_IN, exists, ACC, WIDE)
+                if PRODUCT:
+                    offset_g = n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
+                    pointers_g = grad_ptr + offset_g[None, :] + widen(channel // TERMS, WIDE) * stride_grad_c
+                    value *= tl.load(pointers_g, mask=exists).to(ACC)
+                value = tl.where((mask & (guide == guide))[None, :], value, 0.0)
+                weight_x = (x_pixel - node_x)[None, :]
+                right = value * weight_x
+                left_value = value - right
+                weight_z = tent_z(z_pixel[None, None, :], z0[None, None, :], plane, D, DZ)
+                above_left = tl.fma((left_value * (1.0 - weight_y))[:, None, :], weight_z, above_left)
+                above_right = tl.fma((right * (1.0 - weight_y))[:, None, :], weight_z, above_right)
+                below_left = tl.fma((left_value * weight_y)[:, None, :], weight_z, below_left)
+                below_right = tl.fma((right * weight_y)[:, None, :], weight_z, below_right)
+        if node_y >= first_node:
+            total = above_left + tl.gather(above_right, before, axis=2)
+            if INTERLEAVED:
+                place = ((n * Gh + node_y) * Gw + widen(x, WIDE)) * (D * CHANNELS) + (plane * CHANNELS + c)
+                place = tl.permute(place, (2, 1, 0))
+                total = tl.permute(total, (2, 1, 0))
+            else:
+                place = (((n * CHANNELS + c) * D + plane) * Gh + node_y) * Gw + x
+            tl.store(out_ptr + place, total, mask=owned)
+        above_left = below_left
+        above_right = below_right

@@ -28,8 +28,8 @@ from bilagrid.gpu._reduce_cells import (
     _combine_cells_kernel,
     _reduce_cells_kernel,
 )
-from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_AMD, _reduce_nodes_kernel
-from bilagrid.gpu._regime import choose, dot_precision, is_amd
+from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_WIDE, _reduce_nodes_kernel
+from bilagrid.gpu._regime import choose, dot_precision, is_amd, is_wide
 from bilagrid.lattice import Lattice
 from bilagrid.ops._memory import empty_grid
 
@@ -37,8 +37,8 @@ from bilagrid.ops._memory import empty_grid
 _CHANNELS = 16
 _PLANES = 16
 
-# Accumulators a lane holds in the fine reduction.
-_SUMS = 32
+# Planes times channels that a lane of the fine reduction adds up at each of a cell's four nodes: more spill registers.
+_SUMS = {torch.float32: 32, torch.float64: 8}
 
 # Programs that keep a large GPU busy: strips of rows are no higher than that leaves.
 _PROGRAMS = 2000
@@ -93,21 +93,20 @@ def reduce_products(
         WIDE=needs_int64(guide, image, grad, out),
     )
     if dtype == torch.float64 or choose(channels, lattice.size, width) == "fine":
-        planes = min(triton.next_power_of_2(depth), _PLANES)
-        tile_c = min(triton.next_power_of_2(channels), max(_SUMS // planes, 1))
+        planes = min(triton.next_power_of_2(depth), _PLANES, _SUMS[dtype])
+        tile_c = min(triton.next_power_of_2(channels), _SUMS[dtype] // planes)
 
-        def programs(meta: dict[str, int]) -> int:
-            blocks = cdiv(columns, meta["NODES"]) * rows
-            return batch * blocks * cdiv(depth, planes) * cdiv(channels, tile_c)
-
+        configs = NODE_CONFIGS_WIDE if is_wide(image.device) else NODE_CONFIGS
+        blocks = cdiv(columns, configs[0].kwargs["CELLS"] - 1) * cdiv(depth, planes) * cdiv(channels, tile_c)
+        strip_rows = _strip_rows(blocks, rows)
         launch(
             _reduce_nodes_kernel,
-            programs,
-            NODE_CONFIGS_AMD if is_amd(image.device) else NODE_CONFIGS,
+            batch * blocks * cdiv(rows, strip_rows),
+            configs,
             image,
             out_ptr=out,
-            **strides("out", out, "ncdyx"),
             **shared,
+            strip_rows=strip_rows,
             PLANES=planes,
             TILE_C=tile_c,
             INTERLEAVED=interleaved,
@@ -169,9 +168,12 @@ def _longest_cell(scale: float, anchor: float, origin: int, slack: int, nodes: i
     return max(1, min(size, math.ceil(max(inner, first, last))))
 
 
-def _strip_rows(programs: int, cell_rows: int) -> int:
-    """Rows a strip: as many as leave ``_PROGRAMS`` programs to an image, from 4 to 32. The batch has no say: it must not change a sum's order."""
+def _strip_rows(programs: int, count: int) -> int:
+    """Rows a strip, of the ``count`` rows of a cell or of nodes: as many as leave ``_PROGRAMS`` programs to an image, from 4 to 32.
+
+    The batch has no say: it must not change a sum's order.
+    """
     rows = 32
-    while rows > 4 and programs * cdiv(cell_rows, rows) < _PROGRAMS:
+    while rows > 4 and programs * cdiv(count, rows) < _PROGRAMS:
         rows //= 2
     return rows

@@ -69,6 +69,11 @@ def is_amd(device: torch.device) -> bool:
     return architecture(device).startswith("gfx")
 
 
+def is_wide(device: torch.device) -> bool:
+    """Whether a warp has 64 lanes, as on AMD's data-centre GPUs, and not 32."""
+    return architecture(device).startswith("gfx9")
+
+
 def _allows_tf32() -> bool:
     """Whether torch lets a float32 product round its operands to tf32: by the newer setting, or by the older where that was never touched."""
     matmul = torch.backends.cuda.matmul

@@ -12,8 +12,6 @@ CHOSEN: dict[tuple[str, str, str, str], str] = {
     ("gfx942", "_slice_coarse_kernel", "half", "many"): "BLOCK=256 warps=4 stages=3",
     ("gfx942", "_slice_fine_kernel", "float32", "many"): "BLOCK=256 warps=4 stages=3",
     ("sm_100", "_blur_axis_kernel", "float32", "many"): "ROWS=16 COLUMNS=64 warps=2 stages=3",
-    ("sm_100", "_reduce_nodes_kernel", "float32", "many"): "NODES=64 warps=2 stages=3",
-    ("sm_100", "_reduce_nodes_kernel", "half", "many"): "NODES=64 warps=2 stages=3",
     ("sm_100", "_slice_apply_coarse_kernel", "float32", "many"): "BLOCK=256 warps=4 stages=3",
     ("sm_100", "_slice_apply_coarse_kernel", "float64", "many"): "BLOCK=256 warps=4 stages=3",
     ("sm_100", "_slice_apply_fine_kernel", "float32", "many"): "BLOCK=256 warps=4 stages=3",
