@@ -1,5 +1,7 @@
 """Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU."""
 
+from bilagrid.colorization import colorize
+from bilagrid.editing import equalize_histogram, merge_flash
 from bilagrid.filters import bilateral_filter, joint_bilateral_upsample, tonemap
 from bilagrid.lattice import Lattice
 from bilagrid.ops.blur import blur
@@ -18,10 +20,13 @@ __all__ = [
     "Lattice",
     "bilateral_filter",
     "blur",
+    "colorize",
     "curves",
+    "equalize_histogram",
     "fit",
     "guided_upsample",
     "joint_bilateral_upsample",
+    "merge_flash",
     "slice",
     "slice_apply",
     "slice_points",

@@ -96,7 +96,7 @@ def bilateral_filter(
     else:
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
     lattice, sigma = filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
-    _refuse_too_large(lattice, image)
+    refuse_too_large(lattice, image)
     grid = blur(splat_(image, guide, lattice, homogeneous=True), sigma)
     return slice_normalized_(grid, guide, lattice).to(image.dtype)
 
@@ -156,7 +156,7 @@ def joint_bilateral_upsample(
         )
         guide_range = min(low_least, high_least), max(low_most, high_most)
     lattice, sigma = filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
-    _refuse_too_large(lattice, low)
+    refuse_too_large(lattice, low)
     grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
     sliced = slice_(grid, guide_high, lattice.resize((guide_high.shape[1], guide_high.shape[2])))
     prior = bilinear_(low.to(sliced.dtype), guide_high)
@@ -214,7 +214,7 @@ def tonemap(
             raise ValueError(f"{name} must be a finite number, at least {least:g}, got {value}")
     if sigma_space is None:
         sigma_space = max(0.02 * max(radiance.shape[2:]), 1.0)
-    if radiance.numel() and not torch.compiler.is_compiling() and _can_be_looked_at(radiance):
+    if radiance.numel() and not torch.compiler.is_compiling() and can_be_looked_at(radiance):
         least, greatest = _backend.extent(radiance.detach().flatten(0, 1))
         if not (least >= 0 and math.isfinite(greatest)):
             raise ValueError(f"radiance must be finite and at least 0, got {least} to {greatest}")
@@ -289,7 +289,7 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     """Least and greatest value; a batch of none spans nothing."""
     if guide.numel() == 0:
         return 0.0, 0.0
-    if not _can_be_looked_at(guide):
+    if not can_be_looked_at(guide):
         raise ValueError(f"guide_range must be given where {name} cannot be looked at, as under vmap, got None")
     least, greatest = _backend.extent(guide.detach())
     if not (math.isfinite(least) and math.isfinite(greatest)):
@@ -299,12 +299,12 @@ def _measure(name: str, guide: Tensor) -> tuple[float, float]:
     return least, greatest
 
 
-def _can_be_looked_at(tensor: Tensor) -> bool:
+def can_be_looked_at(tensor: Tensor) -> bool:
     wrapped = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not (tensor.is_meta or wrapped)
 
 
-def _refuse_too_large(lattice: Lattice, values: Tensor) -> None:
+def refuse_too_large(lattice: Lattice, values: Tensor) -> None:
     """The grid, before and after its blur, must fit in the memory of its device."""
     if torch.compiler.is_compiling():
         return

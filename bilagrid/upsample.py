@@ -17,6 +17,7 @@ from bilagrid.ops._register import Packed, pack, unpack
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice_apply import slice_apply, slice_apply_bwd_grid_, slice_apply_bwd_pixels_
 from bilagrid.ops.splat import splat_
+from bilagrid.solver import conjugate_gradients
 
 _METHODS = ("fast", "global")
 
@@ -36,7 +37,6 @@ _SMOOTH_Z = 4e-7
 _TRUST = 1e-2
 
 _MOST_STEPS = 200
-_STEPS_BETWEEN_LOOKS = 8
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 # Keeps 0 / 0 at 1, and disappears beside any pixel.
@@ -345,7 +345,7 @@ class _Solve(Function):
 def _conjugate_gradients(
     right: Tensor, image: Tensor, guide: Tensor, weight: Tensor, ridge: Tensor, inverse: Tensor, lattice: Lattice
 ) -> Tensor:
-    """Every image and output channel is a system of its own, in the one layout ``(N, C_out, n, D, Gh, Gw)``, and stops by itself."""
+    """Every image and output channel is a system of its own, ``(N, C_out, n, D, Gh, Gw)``."""
     terms = ridge.shape[1]
     damping = ridge[:, None, :, None, None, None]
 
@@ -354,25 +354,11 @@ def _conjugate_gradients(
         product = _fitted(grid, image, guide, weight, lattice) + _roughness(grid, lattice)
         return product.unflatten(1, (-1, terms)) + damping * x
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum((2, 3, 4, 5), keepdim=True)
-
-    residual = right.unflatten(1, (-1, terms))
-    direction = preconditioned = (inverse * residual.unsqueeze(2)).sum(3)
-    error = dot(residual, preconditioned)
-    enough = _TOLERANCE[right.dtype] ** 2 * error
-    x = torch.zeros_like(residual)
-    for step in range(_MOST_STEPS):
-        open_ = error > enough
-        # Under vmap the host cannot look, and what has ended stays as it is.
-        can_look = torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(open_)
-        if step % _STEPS_BETWEEN_LOOKS == 0 and can_look and not bool(open_.any()):
-            break
-        image_of = times(direction)
-        length = torch.where(open_, error / dot(direction, image_of), 0)
-        x = x + length * direction
-        residual = residual - length * image_of
-        preconditioned = (inverse * residual.unsqueeze(2)).sum(3)
-        before, error = error, dot(residual, preconditioned)
-        direction = preconditioned + torch.where(open_, error / before, 0) * direction
+    x = conjugate_gradients(
+        right.unflatten(1, (-1, terms)),
+        times,
+        lambda residual: (inverse * residual.unsqueeze(2)).sum(3),
+        tolerance=_TOLERANCE[right.dtype],
+        most_steps=_MOST_STEPS,
+    )
     return x.flatten(1, 2)

@@ -127,6 +127,15 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)
     )
 
 
+# Shapes of images that a filter takes, for `given`.
+IMAGES = {
+    "height": st.sampled_from([1, 2, 9, 31]),
+    "width": st.sampled_from([1, 3, 16, 40]),
+    "channels": st.sampled_from([1, 3]),
+    "batch": st.sampled_from([0, 1, 3]),
+}
+
+
 def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" else "cpu"
 

@@ -1,0 +1,51 @@
+"""Conjugate gradients over grids, for what is fitted or solved on a lattice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_STEPS_BETWEEN_LOOKS = 8
+
+
+def conjugate_gradients(
+    right: Tensor,
+    times: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    *,
+    tolerance: float,
+    most_steps: int,
+) -> Tensor:
+    """Solves ``times(x) = right``, from 0 on, for a symmetric and positive definite ``times``.
+
+    Of ``right``, ``(N, C, ...)``, each image and channel is a system of its own, and stops by itself when its residual, in the norm of the preconditioner, has
+    gone down by ``tolerance``, or after ``most_steps``. Every 8 steps the host looks whether all have stopped, where it can.
+    """
+    inner = tuple(range(2, right.ndim))
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(inner, keepdim=True)
+
+    residual = right
+    direction = preconditioned = precondition(residual)
+    error = dot(residual, preconditioned)
+    enough = tolerance**2 * error
+    x = torch.zeros_like(residual)
+    # Under vmap the host cannot look, and what has ended stays as it is. Without data, one step launches what all do.
+    can_look = torch.compiler.is_compiling() or not (
+        right.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(error)
+    )
+    for step in range(1 if right.is_meta else most_steps):
+        open_ = error > enough
+        if step % _STEPS_BETWEEN_LOOKS == 0 and can_look and not bool(open_.any()):
+            break
+        image_of = times(direction)
+        length = torch.where(open_, error / dot(direction, image_of), 0)
+        x = x + length * direction
+        residual = residual - length * image_of
+        preconditioned = precondition(residual)
+        before, error = error, dot(residual, preconditioned)
+        direction = preconditioned + torch.where(open_, error / before, 0) * direction
+    return x
