@@ -12,6 +12,9 @@ __all__ = ["Lattice"]
 # Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
 _SIGMA_PADDING = 1
 
+# Just below 1: the coordinate of a last pixel less than a billionth beyond a node saturates there.
+_ALL_BUT_ROUNDING = 1 - 1e-9
+
 _KINDS = ("cell_centered", "half_pixel", "corner_aligned", "sigma")
 _LARGEST_EXTENT = 2**31 - 1
 
@@ -117,8 +120,8 @@ class Lattice:
         try:
             size = (
                 math.ceil((high - low) * scale_z) + 1 + 2 * _SIGMA_PADDING,
-                math.ceil((height - 1) * scale_y) + 1,
-                math.ceil((width - 1) * scale_x) + 1,
+                _ceil_product(height - 1, scale_y) + 1,
+                _ceil_product(width - 1, scale_x) + 1,
             )
         except (OverflowError, ValueError) as error:
             raise ValueError(
@@ -210,6 +213,14 @@ def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tup
     depth, rows, columns = size
     height, width = image_size
     return (depth, rows, columns), (height, width)
+
+
+def _ceil_product(count: int, step: float) -> int:
+    """``ceil(count * step)``, of what is not negative, but for roundings above an integer, which need no node.
+
+    By a trunc, which torch.export can write to a file; a symbolic ceil it cannot.
+    """
+    return math.trunc(count * step + _ALL_BUT_ROUNDING)
 
 
 def _integer(name: str, value: int) -> None:

@@ -115,7 +115,7 @@ def fit(
     for name, tensor in (("guide", guide), ("weight", weight)):
         if tensor is not None:
             _checks.same(name, tensor, "(N, H, W)", (batch, height, width), "image")
-    _check_method(method)
+    check_method(method)
     lattice = _checks.lattice_for(lattice, size, image, what="size")
     return _fit(image, target, guide, weight, lattice, method)
 
@@ -182,7 +182,7 @@ def guided_upsample(
         guide_low = own_guide("image_low", image_low)
         # Luma is computed in the kernel.
         guide_high = None if channels == 3 else own_guide("image_high", image_high)
-    _check_method(method)
+    check_method(method)
     if size is None:
         size = 8, max(1, round(height / 16)), max(1, round(width / 16))
     lattice = Lattice.cell_centered(size, (height, width))
@@ -193,7 +193,7 @@ def guided_upsample(
     return (upsampled + bilinear_(left, image_high[:, 0])).to(image_high.dtype)
 
 
-def _check_method(method: Any) -> None:
+def check_method(method: Any) -> None:
     if method not in _METHODS:
         raise ValueError(f'method must be "fast" or "global", got {method!r}')
 

@@ -17,6 +17,7 @@ MODULES = [
     "bilagrid.compat.fused_bilagrid",
     "bilagrid.compat.gsplat",
     "bilagrid.compat.hdrnet",
+    "bilagrid.nn",
 ]
 PUBLIC = [
     pytest.param(module, name, id=f"{module}.{name}".removeprefix("bilagrid."))

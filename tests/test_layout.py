@@ -49,6 +49,7 @@ FORBIDDEN = {
     "bilagrid/cpu/*.py": ("bilagrid.gpu", "triton", *ABOVE, "tests", "perf"),
     "bilagrid/ops/*.py": ("bilagrid.gpu", "bilagrid.cpu", "triton", "numba", *ABOVE, "tests", "perf"),
     "bilagrid/*.py": ("bilagrid.gpu", "bilagrid.cpu", "bilagrid.compat", "triton", "numba", "tests"),
+    "bilagrid/nn/*.py": ("bilagrid.gpu", "bilagrid.cpu", "bilagrid.compat", "triton", "numba", "tests", "perf", "nets"),
     "bilagrid/compat/*.py": ("bilagrid.gpu", "bilagrid.cpu", "triton", "numba", "kornia", "tests", "perf", "nets"),
     "nets/**/*.py": ("bilagrid.ops", "bilagrid.gpu", "bilagrid.cpu", "triton", "numba", "perf", "tests"),
     "tests/reference/*.py": ("bilagrid", "torch", "triton", "numba"),

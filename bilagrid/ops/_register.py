@@ -78,7 +78,8 @@ def raw_operator(
         positional = values[:first]
         if takes_lattice:
             kind, *numbers = values[first:after]
-            positional = *positional, Lattice(kind, *map(tuple, numbers))
+            # AOTInductor hands an empty list on as None.
+            positional = *positional, Lattice(kind, *(tuple(one or ()) for one in numbers))
         return positional, dict(zip(names[after:], values[after:], strict=True))
 
     def run(device: str) -> Callable[..., Any]:

@@ -7,29 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-import bilagrid
-
-
-class Curves(nn.Module):
-    """A colour matrix, a curve of ``knots`` pieces a channel, and their mixture, by the fused `bilagrid.curves`; starts as the mean of the channels.
-
-    Source: Gharbi et al. 2017, equations 5 and 6.
-    """
-
-    def __init__(self, channels: int, knots: int = 16) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(torch.eye(channels) + 1e-4 * torch.randn(channels, channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.shifts = nn.Parameter(torch.arange(knots).div(knots).expand(channels, knots).clone())
-        self.slopes = nn.Parameter(torch.zeros(channels, knots))
-        self.mix = nn.Parameter(torch.full((channels,), 1 / channels))
-        self.mix_bias = nn.Parameter(torch.zeros(()))
-        with torch.no_grad():
-            self.slopes[:, 0] = 1
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Image ``(N, C, H, W)`` to guide ``(N, H, W)`` in [0, 1]."""
-        return bilagrid.curves(image, self.matrix, self.bias, self.shifts, self.slopes, self.mix, self.mix_bias)
+from bilagrid.nn import Curves
 
 
 class Pointwise(nn.Module):

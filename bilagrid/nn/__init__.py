@@ -1,0 +1,23 @@
+"""The operators as `torch.nn.Module`, for ``Sequential``, configuration files and export: thin, one a function, options in the constructor.
+
+Each ``forward`` is the function of that name with the module's options, and says no more than it; what it promises of gradients, determinism and errors
+holds. Only `Curves` has parameters: a grid is what a network predicts, or a parameter of your own.
+"""
+
+from bilagrid.nn.filters import BilateralFilter, Fit, GuidedUpsample, JointBilateralUpsample, Tonemap
+from bilagrid.nn.operators import Blur, Curves, Slice, SliceApply, SlicePoints, Splat, TotalVariation
+
+__all__ = [
+    "BilateralFilter",
+    "Blur",
+    "Curves",
+    "Fit",
+    "GuidedUpsample",
+    "JointBilateralUpsample",
+    "Slice",
+    "SliceApply",
+    "SlicePoints",
+    "Splat",
+    "Tonemap",
+    "TotalVariation",
+]
