@@ -83,7 +83,10 @@ class Row:
     l1_bytes_per_pixel: float
 
 
-_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
+_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"} | {
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,15 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         return Share("pixel", given["BLOCK"], count, False, 2 * curves * knots, curves, knots)
     if name == "_add_parts_kernel":
         return Share("partial sum", given["BLOCK"], given["partial_ptr"].numel(), True)
+    if name == "_slice_points_bwd_grid_kernel":
+        # A point is visited by the eight nodes around, for each tile of channels.
+        visits = 8 * triton.cdiv(given["C"], given["TILE_C"])
+        return Share("point", given["BLOCK"] / visits, given["points_ptr"].numel() // 3, True)
+    if name == "_add_shares_kernel":
+        return Share("node", given["BLOCK"], given["count"], True)
+    if "points_ptr" in given:
+        loads = {"_slice_points_kernel": 8, "_slice_points_bwd_points_kernel": 9}.get(name, 0) * given.get("C", 1)
+        return Share("point", given["BLOCK"], given["count"], False, loads)
     if name == "_interpolate_rows_kernel":
         return Share("table element", given["BLOCK"], given["table_ptr"].numel(), True)
     if name == "_combine_cells_kernel":

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from bilagrid.gpu import _launch, _regime, blur, curves, slice, slice_apply, splat, total_variation
+from bilagrid.gpu import _launch, _regime, blur, curves, slice, slice_apply, slice_points, splat, total_variation
 from bilagrid.lattice import Lattice
 
 
@@ -99,6 +99,18 @@ def _guide(dtype: torch.dtype, device: str, height: int, *, by_image: bool = Tru
     curves.curves_bwd(image, *parameters, grad, by_image)
 
 
+def _points(dtype: torch.dtype, device: str, height: int, *, indexed: bool = False) -> None:
+    """As many points as an image has pixels, in one grid of coefficients or in a bank of sixteen, in float32 beside half points, with all gradients."""
+    grids, count, size = 16 if indexed else 1, height * (height * 16 // 9), (8, 16, 16)
+    points = torch.rand((1, 1, count, 3), dtype=dtype, device=device) * 15
+    index = torch.randint(grids, (1, 1, count), device=device) if indexed else None
+    grid_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    grid = torch.rand((grids, 12, *size), dtype=grid_dtype, device=device)
+    grad = slice_points.slice_points(grid, points, index, 0)
+    slice_points.slice_points_bwd_points(grid, points, index, grad, 0)
+    slice_points.slice_points_bwd_grid(grad, points, index, [grids, *size], 0)
+
+
 def _filter(dtype: torch.dtype, device: str, height: int) -> None:
     """A gray bilateral filter and its gradient by the guide."""
     guide, values = _pixels(dtype, device, 1, height)
@@ -124,6 +136,9 @@ USES = [
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
     Use("curves, 3 of 16 knots", torch.float32, _guide),
     Use("curves, 3 of 16 knots, by parameters", torch.float32, partial(_guide, by_image=False)),
+    Use("slice_points, C=12, one grid", torch.float32, _points),
+    Use("slice_points, C=12, a bank of grids", torch.float32, partial(_points, indexed=True)),
+    Use("slice_points, C=12, one grid", torch.float16, _points),
     Use("slice_apply, 3x4, guide", torch.float64, _affine),
 ]
 

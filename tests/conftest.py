@@ -55,7 +55,7 @@ if not HAS_CUDA:
     _patch_once_a_launch()
     # Now, while the flag is set: a test may take it away, and what is decorated then would ask for a GPU.
     with contextlib.suppress(ImportError):
-        for op in ("splat", "blur", "slice", "slice_apply", "curves", "total_variation"):
+        for op in ("splat", "blur", "slice", "slice_apply", "slice_points", "curves", "total_variation"):
             importlib.import_module(f"bilagrid.gpu.{op}")
 
 BACKENDS = ["numba", "cuda" if HAS_CUDA else "interpreter"]

@@ -109,8 +109,6 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients(backend: str, case: str) -> None:
-    if backend == "interpreter" and "_points" in case:
-        pytest.skip("not on this backend yet")
     function, arguments = CASES[case]
     leaves = [t.to(device_of(backend)).requires_grad_() for t in arguments()]
     assert gradcheck(function, leaves, fast_mode=True)

@@ -14,12 +14,15 @@ from bilagrid.gpu import (
     _configs,
     _gather,
     _launch,
+    _points,
+    _points_reduction,
     _reduction,
     _regime,
     blur,
     curves,
     slice,
     slice_apply,
+    slice_points,
     splat,
     total_variation,
 )
@@ -144,6 +147,7 @@ def _image(*shape: int) -> torch.Tensor:
 LATTICE = Lattice.cell_centered((3, 2, 40), (2, 140))
 AFFINE = (_image(1, 12, 3, 2, 40), _image(1, 2, 140), _image(1, 3, 2, 140))
 CURVES = tuple(_image(*shape) for shape in ((2, 3), (2,), (2, 4), (2, 4), (2,), ()))
+POINTS = 3 * _image(1, 2, 150, 3)
 USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
@@ -160,6 +164,12 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
         ),
     ),
     "curves": (curves.CURVES_CONFIGS, "fine", lambda: curves.curves(AFFINE[2], *CURVES)),
+    "slice_points": (_points.POINT_CONFIGS, "fine", lambda: slice_points.slice_points(AFFINE[0], POINTS, None, 0)),
+    "slice_points gradient": (
+        _points.POINT_CONFIGS,
+        "fine",
+        lambda: slice_points.slice_points_bwd_points(AFFINE[0], POINTS, None, _image(1, 2, 150, 12), 0),
+    ),
     "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
     "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (1.0, 0.5, 1.0))),
     "total_variation gradient": (
@@ -254,12 +264,15 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
                 results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
         results.append(curves.curves(AFFINE[2], *CURVES))
         results.extend(curves.curves_bwd(AFFINE[2], *CURVES, AFFINE[1], True))
+        index = torch.arange(2).view(1, 2, 1).expand(1, 2, 150)
+        results.append(slice_points.slice_points(AFFINE[0].expand(2, -1, -1, -1, -1), POINTS, index, 0))
+        results.append(slice_points.slice_points_bwd_grid(POINTS, POINTS, index, [2, 1, 1, 2], 0))
         results.append(blur.blur(AFFINE[0], (1.0, 0.0, 1.0)))
         results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
         return results
 
     narrow = run()
-    for module in (_gather, _reduction, blur, curves, slice, slice_apply):
+    for module in (_gather, _points, _points_reduction, _reduction, blur, curves, slice, slice_apply):
         monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     with _launch.record() as launches:
         run()

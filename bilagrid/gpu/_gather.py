@@ -230,13 +230,13 @@ def grid_planes(channel_ptr, corner, step_y, step_x, step_z, weight_y, weight_x,
     w01 = (1.0 - weight_y) * weight_x
     w10 = weight_y * (1.0 - weight_x)
     w11 = weight_y * weight_x
-    below = _plane(channel_ptr + corner, step_y, step_x, w00, w01, w10, w11, ACC)
-    above = _plane(channel_ptr + corner + step_z, step_y, step_x, w00, w01, w10, w11, ACC)
+    below = plane(channel_ptr + corner, step_y, step_x, w00, w01, w10, w11, ACC)
+    above = plane(channel_ptr + corner + step_z, step_y, step_x, w00, w01, w10, w11, ACC)
     return below, above
 
 
 @triton.jit
-def _plane(corner_ptr, step_y, step_x, w00, w01, w10, w11, ACC: tl.constexpr):
+def plane(corner_ptr, step_y, step_x, w00, w01, w10, w11, ACC: tl.constexpr):
     """Four corners that share z, weighted."""
     value = tl.load(corner_ptr).to(ACC) * w00
     value = tl.fma(tl.load(corner_ptr + step_x).to(ACC), w01, value)
@@ -266,8 +266,8 @@ def packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C
     # `tl.multiple_of` a step would be forgotten on the way to the load.
     step_y = step_y // C * C
     step_x = step_x // C * C
-    below = _plane(node_ptr, step_y, step_x, w00, w01, w10, w11, ACC)
-    above = _plane(node_ptr + (C if D > 1 else 0), step_y, step_x, w00, w01, w10, w11, ACC)
+    below = plane(node_ptr, step_y, step_x, w00, w01, w10, w11, ACC)
+    above = plane(node_ptr + (C if D > 1 else 0), step_y, step_x, w00, w01, w10, w11, ACC)
     return below, above
 
 

@@ -33,6 +33,12 @@ def coordinate(position, scale, anchor, nodes, ACC: tl.constexpr):
     t = position.to(ACC) * constant(scale, ACC) + constant(anchor, ACC)
     if position.dtype.is_floating():
         t = tl.where(t == t, t, 0.0)
+    return clamp_to_cell(t, nodes)
+
+
+@triton.jit
+def clamp_to_cell(t, nodes):
+    """``t`` clamped to the grid, and the nodes below and above it."""
     t = tl.minimum(tl.maximum(t, 0.0), (nodes - 1) * 1.0)
     below = tl.minimum(tl.floor(t).to(tl.int32), tl.maximum(nodes - 2, 0))
     above = tl.minimum(below + 1, nodes - 1)
@@ -40,9 +46,9 @@ def coordinate(position, scale, anchor, nodes, ACC: tl.constexpr):
 
 
 @triton.jit
-def slope(z, D: tl.constexpr):
-    """1 where the derivative by z may differ from 0, which is strictly inside the grid, else 0."""
-    return tl.where((z > 0.0) & (z < D - 1), 1.0, 0.0).to(z.dtype)
+def slope(t, nodes):
+    """1 where the derivative along an axis may differ from 0, which is strictly inside the grid, else 0."""
+    return tl.where((t > 0.0) & (t < nodes - 1), 1.0, 0.0).to(t.dtype)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from bilagrid.lattice import Lattice
 
 # Arguments whose value must not make another variant of a kernel: a compiled kernel serves every image size, batch and origin.
 RUNTIME = [
-    *("H", "W", "Gh", "Gw", "N", "first_n", "first_row", "top", "left", "strips", "strip_rows"),
+    *("H", "W", "Gh", "Gw", "N", "M", "first_n", "first_row", "top", "left", "strips", "strip_rows"),
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
     *("per_y", "per_x", "slack_y", "slack_x"),
     *(f"{name}{axis}" for name in ("radius", "taps_scale", "taps_exponent") for axis in ("", "_z", "_y", "_x")),
@@ -31,7 +31,7 @@ RUNTIME = [
     *("stride_grid_0", "stride_grid_1", "stride_grid_2", "stride_grid_3", "stride_grid_4"),
     *(
         f"stride_{name}_{axis}"
-        for name in ("grid", "guide", "image", "grad", "out", "values", "grad_image")
+        for name in ("grid", "guide", "image", "grad", "out", "values", "grad_image", "points", "index")
         for axis in "ncdy"
     ),
 ]
