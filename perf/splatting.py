@@ -116,8 +116,8 @@ class Loop:
         count, height, width, _ = self.photos.shape
         device = self.photos.device
         self.scene = self.photos.mean(0, keepdim=True).requires_grad_()
-        self.grids = self.library.BilateralGrid(count, *self.size, **(self.options or {})).to(device)
-        self.xy = pixel_grid(height, width, device=device)
+        self.grids = self.library.BilateralGrid(count, *self.size, **(self.options or {})).to(self.photos)
+        self.xy = pixel_grid(height, width, device=device, dtype=self.photos.dtype)
         self.order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
         self.indices = torch.arange(count, device=device).reshape(-1, 1, 1)
         learned = [{"params": [self.scene], "lr": 1e-2}, {"params": list(self.grids.parameters()), "lr": 2e-3}]

@@ -35,15 +35,17 @@ def smoothness(grids: Tensor) -> Tensor:
     return total
 
 
-def half_pixels(height: int, width: int) -> Tensor:
+def half_pixels(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The places that gsplat's trainer computes, ``(1, H, W, 2)``."""
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    rows, columns = (torch.arange(extent, dtype=dtype) + 0.5 for extent in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return (torch.stack([x, y], -1) / torch.tensor([width, height])).unsqueeze(0)
 
 
-def corners(height: int, width: int) -> Tensor:
+def corners(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The places that nerfstudio's splatfacto computes."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    rows, columns = (torch.linspace(0, 1, extent, dtype=dtype) for extent in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], -1).unsqueeze(0)
 
 

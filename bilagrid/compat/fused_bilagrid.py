@@ -158,7 +158,7 @@ def _of_patches(rgb: Tensor, height: int, width: int, offsets: Tensor) -> Tensor
                 f"patch_offsets must keep patches of (h, w) = {(rows, columns)} within (actual_height, actual_width) = {(height, width)}, "
                 f"got (x, y) from {tuple(offsets.reshape(-1, 2).amin(0).tolist())} to {tuple(offsets.reshape(-1, 2).amax(0).tolist())}"
             )
-    first = offsets.reshape(*lead, 1, 1, 2)
+    first = offsets.reshape(*lead, 1, 1, 2).to(rgb.dtype)
     x = (first[..., 0] + torch.arange(columns, device=rgb.device)) / max(width - 1, 1)
     y = (first[..., 1] + torch.arange(rows, device=rgb.device)[:, None]) / max(height - 1, 1)
     return torch.stack(torch.broadcast_tensors(x, y), -1)
