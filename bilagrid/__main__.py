@@ -1,4 +1,4 @@
-"""The command line: ``python -m bilagrid filter``, ``upsample`` and ``tonemap``."""
+"""The command line: ``python -m bilagrid filter``, ``upsample``, ``tonemap``, ``equalize``, ``colorize`` and ``flash``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if __name__ == "__main__":
 
 try:
     import numpy as np
-    import torch
     import tqdm  # noqa: F401 -- `commands` draws the progress bar
     import tyro
 
     import bilagrid
-    from bilagrid import demonstration, images
+    from bilagrid import demonstration, edit_commands, images
     from bilagrid.filters import filter_lattice
+    from bilagrid.pictures import array, check_positive, each, extent, luma, tensor
 except ImportError:
     _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
     print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
@@ -72,29 +72,21 @@ def filter_(
         overwrite: replace files that exist. The input itself is never replaced.
         skip_existing: leave files that exist as they are and do the rest.
     """
-    _check_sigmas(sigma_space, sigma_color)
+    check_positive(sigma_space=sigma_space, sigma_color=sigma_color)
     if not paths:
         if guide is not None:
             raise Refusal("--guide needs an input of its own: filter IN OUT --guide FILE")
         _demonstrate(sigma_space, sigma_color, overwrite)
         return
-    if len(paths) == 1:
-        raise Refusal(f"OUT is missing: filter {paths[0]} OUT")
-    jobs = commands.jobs(paths[:-1], paths[-1], images.SUFFIXES)
-    refuse_same([*(source for source, _ in jobs), *([guide] if guide else [])], [target for _, target in jobs])
-    todo = unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
     guide_picture = None if guide is None else images.read(guide)
 
-    def smooth(source: Path, target: Path) -> None:
-        picture = images.read(source)
-        images.check_target(target, picture.spec)
+    def smooth(source: Path, picture: images.Picture) -> np.ndarray:
         if guide_picture is not None and guide_picture.size != picture.size:
-            raise Refusal(f"{guide}: is {_extent(guide_picture)}, must be as large as {source}, {_extent(picture)}")
-        result = _smooth(picture, guide_picture, sigma_space, sigma_color)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images.write(target, result, picture, alpha=picture.alpha)
+            raise Refusal(f"{guide}: is {extent(guide_picture)}, must be as large as {source}, {extent(picture)}")
+        return _smooth(picture, guide_picture, sigma_space, sigma_color)
 
-    commands.work(jobs, todo, smooth, single=len(jobs) == 1 and not paths[0].is_dir())
+    read_too = [guide] if guide else []
+    each("filter", paths, smooth, read_too=read_too, overwrite=overwrite, skip_existing=skip_existing)
 
 
 def upsample(
@@ -144,7 +136,7 @@ def upsample(
         if value is not None and method != other:
             raise Refusal(f"{name} belongs to --method {other}, got --method {method}")
     sigma_space, sigma_color = 1.0 if sigma_space is None else sigma_space, 0.1 if sigma_color is None else sigma_color
-    _check_sigmas(sigma_space, sigma_color)
+    check_positive(sigma_space=sigma_space, sigma_color=sigma_color)
     sources = [high, low_in, low_out]
     for source in sources:
         images.probe(source)
@@ -156,15 +148,15 @@ def upsample(
     if large.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
         raise Refusal(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
     if small.size != edited.size:
-        raise Refusal(f"LOW_OUT must be as large as LOW_IN, {_extent(small)}, got {_extent(edited)}")
+        raise Refusal(f"LOW_OUT must be as large as LOW_IN, {extent(small)}, got {extent(edited)}")
     if any(low > full for low, full in zip(small.size, large.size, strict=True)):
-        raise Refusal(f"HIGH must be at least as large as LOW_IN, {_extent(small)}, got {_extent(large)}")
+        raise Refusal(f"HIGH must be at least as large as LOW_IN, {extent(small)}, got {extent(large)}")
     ratios = [full / low for low, full in zip(small.size, large.size, strict=True)]
     # Shrinking rounds each side to whole pixels, by at most one.
     if abs(ratios[0] - ratios[1]) * min(small.size) > max(ratios) + 1e-6:
-        raise Refusal(f"LOW_IN must have the proportions of HIGH, {_extent(large)}, got {_extent(small)}")
+        raise Refusal(f"LOW_IN must have the proportions of HIGH, {extent(large)}, got {extent(small)}")
     if method == "bgu":
-        full, low, done = (_tensor(picture.pixels) for picture in (large, small, edited))
+        full, low, done = (tensor(picture.pixels) for picture in (large, small, edited))
         if full.shape[1] != low.shape[1]:
             kinds = {1: "gray", 3: "in colour"}
             raise Refusal(
@@ -173,9 +165,9 @@ def upsample(
         result = bilagrid.guided_upsample(full, low, done, method=fit or "fast")
     else:
         result = bilagrid.joint_bilateral_upsample(
-            _tensor(edited.pixels), _luma(small), _luma(large), sigma_space=sigma_space, sigma_color=sigma_color
+            tensor(edited.pixels), luma(small), luma(large), sigma_space=sigma_space, sigma_color=sigma_color
         )
-    images.write(out, _array(result), edited, alpha=large.alpha)
+    images.write(out, array(result), edited, alpha=large.alpha)
     print(f"wrote {out}")
 
 
@@ -215,7 +207,7 @@ def tonemap(
         overwrite: replace files that exist. The input itself is never replaced.
         skip_existing: leave files that exist as they are and do the rest.
     """
-    _check_sigmas(1.0 if sigma_space is None else sigma_space, sigma_color)
+    check_positive(sigma_space=sigma_space, sigma_color=sigma_color)
     for name, value, least in (("--contrast", contrast, 1.0), ("--gamma", gamma, 0.001)):
         if not (math.isfinite(value) and value >= least):
             raise Refusal(f"{name} must be a number, at least {least:g}, got {value:g}")
@@ -233,13 +225,13 @@ def tonemap(
                 f"{source}: is a picture of {radiance.dtype} already, expected float radiance: {' '.join(sources)}"
             )
         result = bilagrid.tonemap(
-            _tensor(np.maximum(radiance.values, 0)),
+            tensor(np.maximum(radiance.values, 0)),
             contrast=contrast,
             sigma_space=sigma_space,
             sigma_color=sigma_color,
             gamma=gamma,
         )
-        picture = images.developed(_array(result), radiance, 16 if target.suffix.lower() in (".tif", ".tiff") else 8)
+        picture = images.developed(array(result), radiance, 16 if target.suffix.lower() in (".tif", ".tiff") else 8)
         images.check_target(target, picture.spec)
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, picture.values, picture, alpha=picture.alpha)
@@ -248,7 +240,14 @@ def tonemap(
 
 
 # A command is one line here; its arguments and help are its function's.
-_COMMANDS: dict[str, Callable[..., None]] = {"filter": filter_, "upsample": upsample, "tonemap": tonemap}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "filter": filter_,
+    "upsample": upsample,
+    "tonemap": tonemap,
+    "equalize": edit_commands.equalize,
+    "colorize": edit_commands.colorize,
+    "flash": edit_commands.flash,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> None:
     picture = images.read(demonstration.photograph())
-    lattice, _ = filter_lattice(_luma(picture), sigma_space, sigma_color)
+    lattice, _ = filter_lattice(luma(picture), sigma_space, sigma_color)
     grid = f"{' x '.join(map(str, lattice.size))} nodes (brightness, rows, columns)"
     demonstration.before_after(
         "filtered",
@@ -271,36 +270,9 @@ def _demonstrate(sigma_space: float, sigma_color: float, overwrite: bool) -> Non
 def _smooth(
     picture: images.Picture, guide: images.Picture | None, sigma_space: float, sigma_color: float
 ) -> np.ndarray:
-    luma = _luma(guide or picture)
-    result = bilagrid.bilateral_filter(_tensor(picture.pixels), luma, sigma_space=sigma_space, sigma_color=sigma_color)
-    return _array(result)
-
-
-def _check_sigmas(sigma_space: float, sigma_color: float) -> None:
-    for name, value in (("--sigma-space", sigma_space), ("--sigma-color", sigma_color)):
-        if not (math.isfinite(value) and value > 0):
-            raise Refusal(f"{name} must be a number above 0, got {value:g}")
-
-
-def _extent(picture: images.Picture) -> str:
-    height, width = picture.size
-    return f"{width}x{height}"
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-
-
-def _array(values: torch.Tensor) -> np.ndarray:
-    return values[0].permute(1, 2, 0).numpy()
-
-
-def _luma(picture: images.Picture) -> torch.Tensor:
-    """BT.601, as the filters compute it: (1, H, W)."""
-    values = _tensor(picture.pixels)
-    if values.shape[1] == 1:
-        return values[:, 0]
-    return values.mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    edges = luma(guide or picture)
+    result = bilagrid.bilateral_filter(tensor(picture.pixels), edges, sigma_space=sigma_space, sigma_color=sigma_color)
+    return array(result)
 
 
 if __name__ == "__main__":

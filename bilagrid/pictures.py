@@ -1,0 +1,70 @@
+"""Pictures between the file's order, (H, W, C), and the operators', (1, C, H, W), and what the commands do to many of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilagrid import commands, images
+from bilagrid.commands import Refusal
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+
+
+def array(values: Tensor) -> np.ndarray:
+    return values[0].permute(1, 2, 0).numpy()
+
+
+def luma(picture: images.Picture) -> Tensor:
+    """BT.601, as the filters compute it: (1, H, W)."""
+    values = tensor(picture.pixels)
+    if values.shape[1] == 1:
+        return values[:, 0]
+    return values.mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+
+
+def extent(picture: images.Picture) -> str:
+    height, width = picture.size
+    return f"{width}x{height}"
+
+
+def check_positive(**options: float | None) -> None:
+    """Refuses an option that is given and not a finite number above 0."""
+    for name, value in options.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise Refusal(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}")
+
+
+def each(
+    command: str,
+    paths: Sequence[Path],
+    process: Callable[[Path, images.Picture], np.ndarray],
+    *,
+    read_too: Sequence[Path] = (),
+    overwrite: bool,
+    skip_existing: bool,
+) -> None:
+    """Reads each picture and writes what ``process`` makes of it, with its depth, alpha and metadata; the last path is the file or folder to write to."""
+    if len(paths) < 2:
+        raise Refusal(
+            f"OUT is missing: {command} {paths[0]} OUT" if paths else f"IN and OUT are missing: {command} IN OUT"
+        )
+    jobs = commands.jobs(paths[:-1], paths[-1], images.SUFFIXES)
+    commands.refuse_same([*(source for source, _ in jobs), *read_too], [target for _, target in jobs])
+    todo = commands.unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
+
+    def do(source: Path, target: Path) -> None:
+        picture = images.read(source)
+        images.check_target(target, picture.spec)
+        result = process(source, picture)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images.write(target, result, picture, alpha=picture.alpha)
+
+    commands.work(jobs, todo, do, single=len(jobs) == 1 and not paths[0].is_dir())
