@@ -90,9 +90,8 @@ def test_on_every_backend(backend: str) -> None:
     device = device_of(backend)
     grids, rgb = module(3, (3, 2, 3), torch.float32).to(device), off_kinks((2, 2, 7), 3).float().to(device)
     index = torch.tensor([2, 0], device=device)
-    if backend == "numba":
-        places = torch.rand(2, 2, 7, 2, device=device, requires_grad=True)
-        compare(grids, places, places, rgb, index[:, None], index)
+    places = torch.rand(2, 2, 7, 2, device=device, requires_grad=True)
+    compare(grids, places, places, rgb, index[:, None], index)
     compare(grids, pixel_grid(2, 7, device=device), half_pixels(2, 7).to(device), rgb, index[:, None], index)
 
 
@@ -326,6 +325,34 @@ def test_compiled_and_exported() -> None:
     rgb = torch.rand(1, 11, 8, 3)
     for name, wanted in trainer(rgb).items():
         torch.testing.assert_close(program(rgb)[name], wanted)
+
+
+def test_transforms() -> None:
+    grids, xy = module(3, (2, 3, 3)), pixel_grid(4, 5, dtype=torch.float64)
+    rgb, places, index = torch.rand(6, 2, 4, 5, 3).double(), torch.rand(6, 2, 4, 5, 2).double(), torch.arange(6) % 3
+
+    def lattice(rgb: Tensor, index: Tensor) -> Tensor:
+        return gsplat.slice(grids, xy, rgb, index)["rgb"]
+
+    def points(rgb: Tensor, places: Tensor, index: Tensor) -> Tensor:
+        return gsplat.slice(grids, places, rgb, index)["rgb"]
+
+    for function, arguments in ((lattice, (rgb, index)), (points, (rgb, places, index))):
+        each = torch.stack([function(*one) for one in zip(*arguments, strict=True)])
+        assert_near(torch.func.vmap(function)(*arguments), each)
+        first = [argument[0] for argument in arguments]
+        slope = torch.func.grad(lambda rgb, *rest: function(rgb, *rest).square().sum())(*first)  # noqa: B023
+        leaf = first[0].clone().requires_grad_()
+        assert_near(slope, torch.autograd.grad(function(leaf, *first[1:]).square().sum(), leaf)[0])
+
+
+def test_nothing_to_slice() -> None:
+    grids = module(3, (2, 3, 3), torch.float32)
+    for lead in ((0,), (0, 4), (0, 4, 5)):
+        for index in (torch.zeros(0, 1).long(), torch.tensor(1)):
+            out = gsplat.slice(grids, torch.rand(*lead, 2), torch.rand(*lead, 3), index)
+            assert out["rgb"].shape == (*lead, 3)
+    assert gsplat.slice(grids, pixel_grid(4, 5), torch.rand(0, 4, 5, 3), 1)["rgb"].shape == (0, 4, 5, 3)
 
 
 @pytest.mark.parametrize(
