@@ -151,8 +151,8 @@ def joint_bilateral_upsample(
     _checks.same("guide_high", guide_high, "(N, H, W)", (low.shape[0], *guide_high.shape[1:]), "low")
     if guide_range is None:
         (low_least, low_most), (high_least, high_most) = (
-            _measure("guide_low", guide_low),
-            _measure("guide_high", guide_high),
+            measured_range("guide_low", guide_low),
+            measured_range("guide_high", guide_high),
         )
         guide_range = min(low_least, high_least), max(low_most, high_most)
     lattice, sigma = filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
@@ -270,7 +270,7 @@ def filter_lattice(
         )
     sigma_space, sigma_color = _checks.number("sigma_space", sigma_space), _checks.number("sigma_color", sigma_color)
     if guide_range is None:
-        guide_range = _measure("guide", guide)
+        guide_range = measured_range("guide", guide)
     low, high = _checks.numbers("guide_range", "(least, greatest)", guide_range)
     if 0 < sigma_color < high - low:
         along_z = max(along_z, _LEAST_CELLS * sigma_color / (high - low))
@@ -285,7 +285,7 @@ def filter_lattice(
     return lattice, (z, y, x)
 
 
-def _measure(name: str, guide: Tensor) -> tuple[float, float]:
+def measured_range(name: str, guide: Tensor) -> tuple[float, float]:
     """Least and greatest value; a batch of none spans nothing."""
     if guide.numel() == 0:
         return 0.0, 0.0

@@ -17,6 +17,7 @@ MODULES = [
     "bilagrid.compat.fused_bilagrid",
     "bilagrid.compat.gsplat",
     "bilagrid.compat.hdrnet",
+    "bilagrid.compat.kornia",
     "bilagrid.nn",
 ]
 PUBLIC = [
