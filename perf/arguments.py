@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -64,6 +65,14 @@ def count(what: str) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def new_file(options: argparse.Namespace, name: str) -> Path | None:
+    """The file of that name in the folder ``--out``, refused where it exists and nothing says ``--overwrite``; None without ``--out``."""
+    path = None if options.out is None else options.out / name
+    if path is not None and path.exists() and not options.overwrite:
+        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    return path
 
 
 def is_interpreted() -> bool:

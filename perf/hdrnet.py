@@ -7,9 +7,6 @@ applies its maps; ``whole`` is a call from image to image. On a GPU each is repl
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +15,6 @@ import torch
 from torch import Tensor
 
 import bilagrid
-from bilagrid import commands
 from nets.hdrnet import HDRNet
 from perf import arguments, cases, inputs, rows, timing
 from perf.arguments import Parser, RefusalError
@@ -84,15 +80,11 @@ def _run(options: argparse.Namespace) -> None:
     device = arguments.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    path = None if options.out is None else options.out / "hdrnet.csv"
-    if path is not None and path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    path = arguments.new_file(options, "hdrnet.csv")
     found = rows.versions()
     name = timing.device_name(device)
     print(f"{name}, torch {found['torch']}, float32")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[tuple[object, ...]] = []
     for label, image in _RESOLUTIONS.items():
         times = measure(image, device, options.repeats)
         whole = times["whole"].median
@@ -100,11 +92,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{label:>5}: {1e3 * whole:.3g} ms, {1 / whole:.3g} images/s; {parts} ms", flush=True)
         for stage, taken in times.items():
             figures = (taken.repeats, *(f"{value:.6g}" for value in (taken.median, taken.q20, taken.q80)))
-            writer.writerow((name, found["torch"], found["triton"], found["numba"], *image, stage, *figures))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commands.replace(Path(os.path.realpath(path)), text.getvalue().encode())
-        print(f"wrote {path}")
+            table.append((name, found["torch"], found["triton"], found["numba"], *image, stage, *figures))
+    rows.write_table(path, _COLUMNS, table)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -196,12 +196,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _file(options: argparse.Namespace) -> rows.RowFile | None:
-    if options.out is None:
-        return None
-    path = options.out / "peers.csv"
-    if path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
-    return rows.RowFile(path, overwrite=True)
+    path = arguments.new_file(options, "peers.csv")
+    return None if path is None else rows.RowFile(path, overwrite=True)
 
 
 def _peers(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from bilagrid import commands
 from perf import cases, timing
 from perf.cases import Case, Problem
 
@@ -154,6 +155,16 @@ def _line(values: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()
+
+
+def write_table(path: Path | None, columns: Iterable[str], table: Iterable[Iterable[object]]) -> None:
+    """Writes a table of another kind as a CSV file, whole or not at all, and says so; nothing where there is no path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = _line(columns) + "".join(map(_line, table))
+    commands.replace(Path(os.path.realpath(path)), text.encode())
+    print(f"wrote {path}")
 
 
 class RowFile:

@@ -7,9 +7,6 @@ gsplat and nerfstudio. A step draws one photograph, slices its grid at the scene
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilagrid import commands
 from bilagrid.compat import gsplat, pixel_grid
 from perf import arguments, inputs, rows, timing
 from perf.arguments import Parser, RefusalError
@@ -186,17 +182,13 @@ def _run(options: argparse.Namespace) -> None:
     device = arguments.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    path = None if options.out is None else options.out / "splatting.csv"
-    if path is not None and path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    path = arguments.new_file(options, "splatting.csv")
     found = rows.versions()
     name = timing.device_name(device)
     print(
         f"{name}, torch {found['torch']}, float32, {options.photographs} photographs, grids {'x'.join(map(str, _SIZE))}"
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[tuple[object, ...]] = []
     for height, width in options.resolution:
         image = inputs.picture("photograph", height, width, device)[0].permute(1, 2, 0)
         photos = photographs(image.cpu(), options.photographs).to(device)
@@ -208,11 +200,8 @@ def _run(options: argparse.Namespace) -> None:
             print(f"  {loop:<20} {1e3 * taken.median:8.4g} ms a step, {ratio:.3g} times ours", flush=True)
             figures = (taken.repeats, *(f"{value:.6g}" for value in (taken.median, taken.q20, taken.q80)))
             versions = (name, found["torch"], found["triton"], found["numba"])
-            writer.writerow((*versions, height, width, options.photographs, loop, *figures))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commands.replace(Path(os.path.realpath(path)), text.getvalue().encode())
-        print(f"wrote {path}")
+            table.append((*versions, height, width, options.photographs, loop, *figures))
+    rows.write_table(path, _COLUMNS, table)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bilagrid
-from perf import arguments
+from perf import arguments, rows
 from perf.arguments import Parser, RefusalError
 
 _DESCRIPTION = """\
@@ -201,28 +200,21 @@ def _upsampling(options: argparse.Namespace) -> int:
         raise RefusalError('the photographs come with scikit-image: pip install -c constraints.txt -e ".[images]"')
     if options.threads:
         torch.set_num_threads(options.threads)
-    path = None if options.out is None else options.out / "upsampling.csv"
-    if path is not None and path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    path = arguments.new_file(options, "upsampling.csv")
     names = options.only or _PHOTOGRAPHS
     pairs = [case for files in options.pair for case in pair(*files)]
-    rows = []
+    measured = []
     with tqdm(total=len(names) * len(OPERATORS) + len(pairs), unit="row", disable=None) as progress:
         for cases in (photographs(names), pairs):
             for case in cases:
                 progress.set_postfix_str(f"{case.image}, {case.operator}")
-                rows.append(measure(case))
+                measured.append(measure(case))
                 progress.update()
-    print(table(rows))
-    won = sum(row.wins for row in rows)
-    print(f"fast and global are both nearer than affine and JBU in {won} of {len(rows)} rows")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(name.rstrip("_") for name in asdict(rows[0]))
-            writer.writerows([f"{v:.3f}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows)
-        print(f"wrote {path}")
+    print(table(measured))
+    won = sum(row.wins for row in measured)
+    print(f"fast and global are both nearer than affine and JBU in {won} of {len(measured)} rows")
+    cells = ([f"{v:.3f}" if isinstance(v, float) else v for v in asdict(row).values()] for row in measured)
+    rows.write_table(path, [name.rstrip("_") for name in asdict(measured[0])], cells)
     return 0
 
 
