@@ -1,7 +1,7 @@
 """Brackets of scenes that move, made of any still photographs, with the exact radiance of the middle exposure.
 
 What a camera would do is done in its order: a scene of wide range is lit, its objects move between the exposures and the camera by a little, and each exposure
-gathers light, is noisy, clips, and is stored in 8 bits.
+gathers light, is noisy, clips, and is stored in 8, 12 or 16 bits.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ _KEPT_BYTES = 2**30
 _MARGIN = 16
 # What homographies of a static scene leave over: typical displacement of a corner, in pixels.
 _MISALIGNED = 0.7
-_STOPS = (1.0, 1.5, 2.0, 2.5, 3.0)
-_MOST_OBJECTS = 3
+# Stops from one exposure to the next: what cameras offer, and any other.
+_STOPS = (1.0, 1.5, 2.0, 2.0, 2.5, 3.0, 3.5)
+_RANGE = (0.8, 3.5)
+_MOST_OBJECTS = 4
+# Variance of shot noise at white, and deviation of read noise: from base sensitivity in the sun to a stage at night.
+_SHOT = (1e-5, 3e-3)
+_READ = (1e-4, 1e-2)
 
 
 class Photographs:
@@ -53,10 +58,10 @@ class Photographs:
         return len(self._paths)
 
     def tile(self, rng: np.random.Generator, side: int) -> Tensor:
-        """A random square of a random photograph, linear: ``(1, 3, side, side)``, at its own size or shrunk by up to 2, enlarged only where it is smaller."""
+        """A random square of a random photograph, linear: ``(1, 3, side, side)``, enlarged or shrunk by up to 2, more only where it is smaller."""
         values = self._read(int(rng.integers(len(self))))
         height, width = values.shape[:2]
-        extent = min(int(side * rng.uniform(1, 2)), height, width)
+        extent = min(int(side * 2 ** rng.uniform(-1, 1)), height, width)
         top, left = (int(rng.integers(whole - extent + 1)) for whole in (height, width))
         tile = images.scaled(values[top : top + extent, left : left + extent]) ** np.float32(GAMMA)
         linear = torch.from_numpy(tile).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
@@ -79,15 +84,16 @@ class Generated(Dataset[Item]):
         """Bracket ``item``, ``side`` pixels a side, upright."""
         rng = np.random.default_rng([self.seed, item])
         side = self.side + 2 * _MARGIN
-        step = float(rng.choice(_STOPS))
-        ev = np.array([0, step, 2 * step], np.float32)
-        background = _lit(self.photographs.tile(rng, side), rng, step)
-        views = [_warped(background, _near_identity(rng, side)), background, _warped(background, _near_identity(rng, side))]  # fmt: skip
+        ev = _exposures(rng)
+        white = 2.0 ** -float(ev[1])
+        background = _lit(self.photographs.tile(rng, side), rng, white)
+        still = rng.random() < 0.25
+        views = [background if still or i == 1 else _warped(background, _near_identity(rng, side)) for i in range(3)]
         for _ in range(int(rng.integers(_MOST_OBJECTS + 1))):
-            thing = _lit(self.photographs.tile(rng, side), rng, step)
+            thing = _lit(self.photographs.tile(rng, side), rng, white)
             shape = _blob(rng, side)
             cut = torch.cat([thing * shape, shape], 1)
-            for i, place in enumerate(_path(rng)):
+            for i, place in enumerate(_path(rng, _clipped(views[1], white, rng))):
                 moved = _warped(cut, place, border="zeros")
                 views[i] = moved[:, :3] + (1 - moved[:, 3:]) * views[i]
         inside = slice(_MARGIN, _MARGIN + self.side)
@@ -101,14 +107,27 @@ def _turn(seed: int, item: int) -> tuple[int, bool]:
     return int(rng.integers(4)), bool(rng.integers(2))
 
 
-def _lit(linear: Tensor, rng: np.random.Generator, step: float) -> Tensor:
-    """Radiance in [0, 1] of which the middle exposure clips some: a photograph with its contrast raised, under uneven light."""
+def _exposures(rng: np.random.Generator) -> np.ndarray:
+    """Stops from 0 on: steps that are most often equal."""
+    even = rng.random() < 0.7
+    steps = np.repeat(rng.choice(_STOPS), 2) if even else rng.uniform(*_RANGE, 2)
+    return np.array([0, steps[0], steps[0] + steps[1]], np.float32)
+
+
+def _lit(linear: Tensor, rng: np.random.Generator, white: float) -> Tensor:
+    """Radiance in [0, 1], of which the middle exposure clips what is above ``white``: a photograph of other contrast and colour, under uneven, tinted light."""
     side = linear.shape[-1]
-    strongest = linear.amax(1).flatten()
-    bright = strongest.kthvalue(int(rng.uniform(0.6, 1.0) * strongest.numel())).values.clamp(min=1e-3)
-    radiance = (linear / bright) ** float(rng.uniform(1.0, 1.8))
-    light = _smooth(rng, side, int(rng.integers(2, 5))) * float(rng.uniform(0, 1.2)) * step
-    return (radiance * 2.0**-step * torch.exp2(light)).clamp(0, 1)
+    grey = linear.mean(1, keepdim=True)
+    vivid = float(2 ** rng.uniform(-1, 1.5)) if rng.random() < 0.5 else 1.0
+    colour = (grey + vivid * (linear - grey)).clamp(min=0)
+    strongest = colour.amax(1).flatten()
+    bright = strongest.kthvalue(int(rng.uniform(0.5, 1.0) * strongest.numel())).values.clamp(min=1e-3)
+    stops = rng.uniform(-3, 0) if rng.random() < 0.3 else rng.uniform(-0.5, 0.5)
+    # Of stage lights and the like, of which a channel or two may see nothing, now and then.
+    tint = torch.from_numpy(rng.normal(0, rng.choice([0.2, 0.2, 1.5]), 3).astype(np.float32))[None, :, None, None]
+    uneven = float(rng.uniform(0, 1.2)) * -float(np.log2(white))
+    light = _smooth(rng, side, int(rng.integers(1, 6))) * uneven + tint + float(stops)
+    return ((colour / bright) ** float(rng.uniform(0.8, 2.0)) * white * torch.exp2(light)).clamp(0, 1)
 
 
 def _smooth(rng: np.random.Generator, side: int, nodes: int) -> Tensor:
@@ -120,17 +139,31 @@ def _smooth(rng: np.random.Generator, side: int, nodes: int) -> Tensor:
 def _blob(rng: np.random.Generator, side: int) -> Tensor:
     """The shape of an object, ``(1, 1, side, side)`` in [0, 1]: an ellipse about the middle whose outline is uneven, its edge hard or soft."""
     axis = torch.linspace(-1, 1, side)
-    radii = rng.uniform(0.12, 0.6, 2)
+    radii = np.exp(rng.uniform(np.log(0.08), np.log(0.9), 2))
     inside = 1 - torch.hypot(axis[:, None] / float(radii[0]), axis / float(radii[1]))
-    outline = inside + 0.25 * _smooth(rng, side, int(rng.integers(3, 9)))
-    sharp = float(np.exp(rng.uniform(np.log(4), np.log(60))))
+    outline = inside + float(rng.uniform(0.1, 0.7)) * _smooth(rng, side, int(rng.integers(3, 9)))
+    sharp = float(np.exp(rng.uniform(np.log(3), np.log(80))))
     return (0.5 + sharp * outline).clamp(0, 1)
 
 
-def _path(rng: np.random.Generator) -> list[Tensor]:
-    """Where an object is in each exposure: affine maps from places in the picture to places in the object, in [-1, 1]."""
-    middle, step = rng.uniform(-0.8, 0.8, 2), rng.normal(0, 0.25, 2)
-    angle, turn = rng.uniform(-np.pi, np.pi), rng.normal(0, 0.15)
+def _clipped(view: Tensor, white: float, rng: np.random.Generator) -> np.ndarray | None:
+    """A place (x, y) in [-1, 1] that the middle exposure clips, if there is one."""
+    places = (view.amax(1)[0] > white).nonzero()
+    if not len(places):
+        return None
+    return (places[int(rng.integers(len(places)))].flip(0).numpy() * 2 + 1) / view.shape[-1] - 1
+
+
+def _path(rng: np.random.Generator, clipped: np.ndarray | None) -> list[Tensor]:
+    """Where an object is in each exposure: affine maps from places in the picture to places in the object, in [-1, 1].
+
+    Of two objects about one is, before or after, where the middle exposure is clipped and another would be needed.
+    """
+    speed = float(np.exp(rng.uniform(np.log(0.02), np.log(1.2))))
+    middle, step = rng.uniform(-0.9, 0.9, 2), rng.normal(0, speed, 2)
+    if clipped is not None and rng.random() < 0.5:
+        middle = clipped - step * rng.choice([-1, 1])
+    angle, turn = rng.uniform(-np.pi, np.pi), rng.normal(0, 0.2)
     maps = []
     for time in (-1, 0, 1):
         # Nothing moves quite evenly.
@@ -145,7 +178,7 @@ def _path(rng: np.random.Generator) -> list[Tensor]:
 
 def _near_identity(rng: np.random.Generator, side: int) -> Tensor:
     """A homography that moves corners by about `_MISALIGNED` pixels, now and then by several."""
-    reach = _MISALIGNED * float(np.exp(rng.normal(0, 0.8))) * 2 / side
+    reach = _MISALIGNED * float(np.exp(rng.normal(0, 1))) * 2 / side
     return torch.from_numpy(np.eye(3) + rng.normal(0, reach, (3, 3)) * np.array([[1, 1, 1], [1, 1, 1], [0.5, 0.5, 0]]))
 
 
@@ -160,8 +193,16 @@ def _warped(picture: Tensor, matrix: Tensor, border: str = "reflection") -> Tens
 
 
 def _photographed(scene: np.ndarray, ev: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a camera makes of radiance ``(3, H, W, 3)``: shot and read noise, clipping, gamma and 8 bits."""
-    gathered = scene * np.exp2(ev)[:, None, None, None]
-    shot, read = np.exp(rng.uniform(np.log(1e-5), np.log(1e-3))), np.exp(rng.uniform(np.log(2e-4), np.log(4e-3)))
-    noise = rng.standard_normal(gathered.shape, np.float32) * np.sqrt(shot * gathered + read**2).astype(np.float32)
-    return images.quantised(np.clip(gathered + noise, 0, 1) ** (1 / GAMMA), np.dtype(np.uint8))
+    """What a camera makes of radiance ``(3, H, W, 3)``: exposure, shot and read noise, clipping, gamma, and 8, 12 or 16 bits."""
+    # Shutters are not quite what they say; the middle exposure is what radiance is measured by.
+    error = rng.normal(0, 0.03, 3) * np.array([1, 0, 1]) if rng.random() < 0.5 else np.zeros(3)
+    gathered = scene * np.exp2(ev + error).astype(np.float32)[:, None, None, None]
+    shot, read = (np.float32(np.exp(rng.uniform(*np.log(span)))) for span in (_SHOT, _READ))
+    noise = rng.standard_normal(gathered.shape, np.float32) * np.sqrt(shot * gathered + read**2)
+    # Some saturate before their files do.
+    full = rng.uniform(0.9, 1) if rng.random() < 0.25 else 1.0
+    encoded = np.clip(gathered + noise, 0, full) ** np.float32(1 / GAMMA)
+    bits = int(rng.choice([8, 8, 8, 12, 16]))
+    if bits == 12:
+        encoded = images.scaled((images.quantised(encoded, np.dtype(np.uint16)) >> 4) * np.uint16(16))
+    return images.quantised(encoded, np.dtype(np.uint8 if bits == 8 else np.uint16))
