@@ -57,6 +57,24 @@ def save_network(path: Path, net: Network, **facts: Any) -> None:
     save(path, net.state_dict(), {"kind": type(net).__name__, "config": net.config, **facts})
 
 
+def names_in(folder: Path) -> tuple[str, ...]:
+    """The networks that come with the package in a folder of it."""
+    return tuple(sorted(path.stem for path in folder.glob("*.safetensors")))
+
+
+def found(name: str | Path, folder: Path) -> Path:
+    """The file of a network: one of `names_in` the folder, or any other file.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    names = names_in(folder)
+    path = folder / f"{name}.safetensors" if str(name) in names else Path(name)
+    if not path.is_file():
+        raise ValueError(f"{name}: no such file, nor one of the models that come along: {', '.join(names)}")
+    return path
+
+
 def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: str | torch.device = "cpu") -> Net:
     """The network of a file of `save_network`, in evaluation mode; ``build`` is its class, or several of which it may be one.
 

@@ -296,7 +296,7 @@ def test_generated_brackets_depend_on_seed_and_number_alone(photographs):
 def test_generated_brackets_are_what_a_camera_makes_of_the_truth(photographs):
     """The middle exposure is the truth, clipped, noisy and quantised; the others are of the same scene but for what moves."""
     made = Generated(photographs, 64, seed=0)
-    clipped, moved, steps, kinds, unclean = [], [], [], set(), []
+    clipped, moved, steps, pairs, kinds, unclean = [], [], [], [], set(), []
     for k in range(60):
         bracket = made.bracket(k)
         assert bracket.truth.dtype == np.float32
@@ -307,7 +307,11 @@ def test_generated_brackets_are_what_a_camera_makes_of_the_truth(photographs):
         levels = np.unique(bracket.ldr)
         kinds.add("8" if bracket.ldr.dtype == np.uint8 else "12" if (levels % 16 == 0).mean() > 0.5 else "16")
         first, second = np.diff(bracket.ev)
-        steps.append((first, second))
+        if min(first, second) == 0:
+            pairs.append(first == 0)
+            np.testing.assert_array_equal(bracket.ldr[1], bracket.ldr[0 if first == 0 else 2])
+        else:
+            steps.append((first, second))
         seen = np.clip(bracket.truth * 2 ** bracket.ev[1], 0, 1)
         middle = images.scaled(bracket.ldr[1]) ** 2.2
         inside = seen < 0.8
@@ -326,6 +330,7 @@ def test_generated_brackets_are_what_a_camera_makes_of_the_truth(photographs):
     assert np.mean(moved) > 0.01
     assert min(moved) == 0
     assert kinds == {"8", "12", "16"}
+    assert 0 < len(pairs) < 15
     steps = np.array(steps)
     assert steps.min() >= 0.8
     assert steps.max() <= 3.5

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 import bilagrid
 from nets.deghost.model import DeghostNet, check
 from nets.deghost.radiance import compressed, expanded, linearised
-from nets.weights import Network, load_network
+from nets.weights import Network
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -76,15 +75,6 @@ class BilateralDeghost(Network):
             rest = target - bilagrid.slice_apply(grid, guide_low, image_low)
             carried = bilagrid.slice_apply(grid, guide, image)
             return expanded(carried + F.interpolate(rest, size=extent, mode="bilinear"))
-
-
-def load(path: Path, device: str | torch.device = "cpu") -> DeghostNet | BilateralDeghost:
-    """The network that ``python -m nets.deghost train`` wrote.
-
-    Raises:
-        ValueError: a file that holds neither.
-    """
-    return cast(DeghostNet | BilateralDeghost, load_network(path, (DeghostNet, BilateralDeghost), device))
 
 
 def _channels(ldr: Tensor, ev: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from tqdm import tqdm
 from bilagrid import commands
 from bilagrid.commands import Refusal
 from nets import metrics
-from nets.deghost.bilateral import BilateralDeghost, load
+from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.classical import debevec, mertens
 from nets.deghost.data import Bracket, Scenes, tensors
 from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
+from nets.deghost.shipped import load
 from nets.hdrnet.enhance import device_of
 from nets.hdrnet.evaluate import Row, as_csv
 
@@ -38,7 +39,7 @@ class Source(Protocol):
 def evaluate(
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...]")],
     *,
-    weights: Path,
+    weights: str = "deghost",
     generate: bool = False,
     scenes: int = 16,
     crop: int = 256,
@@ -56,11 +57,11 @@ def evaluate(
 
     python -m nets.deghost eval Test --weights run/model.safetensors
 
-    python -m nets.deghost eval photos --generate --scenes 20 --weights run/model.safetensors --table table.csv
+    python -m nets.deghost eval photos --generate --scenes 20 --table table.csv
 
     Args:
         paths: folders of scenes or photographs, as for train.
-        weights: what train wrote.
+        weights: what train wrote, or the model that comes along: deghost.
         generate: make brackets of photographs.
         scenes: with --generate: how many.
         crop: with --generate: their side in pixels.
@@ -70,7 +71,7 @@ def evaluate(
         overwrite: replace the table if it exists.
     """
     if not paths:
-        raise Refusal("DATA is missing: eval DATA --weights W")
+        raise Refusal("DATA is missing: eval DATA")
     if scenes < 1 or crop < 16 or seed < 0:
         raise Refusal(f"--scenes must be at least 1, --crop 16 and --seed 0, got {scenes}, {crop} and {seed}")
     net = load(weights, device_of(device))

@@ -32,6 +32,10 @@ _MISALIGNED = 0.7
 # Stops from one exposure to the next: what cameras offer, and any other.
 _STOPS = (1.0, 1.5, 2.0, 2.0, 2.5, 3.0, 3.5)
 _RANGE = (0.8, 3.5)
+# Deviation in stops of how much brighter an exposure is than it says.
+_OFF = (0.0, 0.03, 0.15)
+# Share of brackets that are of two exposures.
+_PAIRS = 0.08
 _MOST_OBJECTS = 4
 # Variance of shot noise at white, and deviation of read noise: from base sensitivity in the sun to a stage at night.
 _SHOT = (1e-5, 3e-3)
@@ -98,13 +102,26 @@ class Generated(Dataset[Item]):
                 views[i] = moved[:, :3] + (1 - moved[:, 3:]) * views[i]
         inside = slice(_MARGIN, _MARGIN + self.side)
         scene = torch.cat(views).clamp(0, 1)[..., inside, inside].permute(0, 2, 3, 1).numpy()
-        return Bracket(_photographed(scene, ev, rng), ev, np.ascontiguousarray(scene[1]))
+        ldr, truth = _photographed(scene, ev, rng), np.ascontiguousarray(scene[1])
+        if rng.random() < _PAIRS:
+            ldr, ev, truth = _pair(ldr, ev, truth, rng)
+        return Bracket(ldr, ev, truth)
 
 
 def _turn(seed: int, item: int) -> tuple[int, bool]:
     """Quarter turns and mirroring of an item: from a stream of their own, so that a bracket is the same upright."""
     rng = np.random.default_rng([seed, item, 1])
     return int(rng.integers(4)), bool(rng.integers(2))
+
+
+def _pair(
+    ldr: np.ndarray, ev: np.ndarray, truth: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A bracket without its shortest or its longest exposure, and the middle one in its place again, as pairs of photographs are merged."""
+    if rng.random() < 0.5:
+        return ldr[[0, 1, 1]], ev[[0, 1, 1]], truth
+    # White in the shortest is now white in the middle one.
+    return ldr[[1, 1, 2]], (ev - ev[1]).clip(0), np.minimum(truth * 2 ** ev[1], 1)
 
 
 def _exposures(rng: np.random.Generator) -> np.ndarray:
@@ -185,17 +202,17 @@ def _near_identity(rng: np.random.Generator, side: int) -> Tensor:
 def _warped(picture: Tensor, matrix: Tensor, border: str = "reflection") -> Tensor:
     """``(1, C, S, S)``, each place read where the homography of [-1, 1] sends it."""
     side = picture.shape[-1]
-    axis = (torch.arange(side, dtype=torch.float64) * 2 + 1) / side - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)], -1) @ matrix.T
-    grid = (places[..., :2] / places[..., 2:]).float()[None]
+    axis = (torch.arange(side) * 2 + 1) / side - 1
+    to = matrix.float()
+    places = axis[:, None, None] * to[:, 1] + axis[:, None] * to[:, 0] + to[:, 2]
+    grid = places[None, ..., :2] / places[None, ..., 2:]
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode=border, align_corners=False)
 
 
 def _photographed(scene: np.ndarray, ev: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a camera makes of radiance ``(3, H, W, 3)``: exposure, shot and read noise, clipping, gamma, and 8, 12 or 16 bits."""
-    # Shutters are not quite what they say; the middle exposure is what radiance is measured by.
-    error = rng.normal(0, 0.03, 3) * np.array([1, 0, 1]) if rng.random() < 0.5 else np.zeros(3)
+    # Shutters are not quite what they say, and responses no plain gamma; the middle exposure is what radiance is measured by.
+    error = rng.normal(0, rng.choice(_OFF), 3) * np.array([1, 0, 1])
     gathered = scene * np.exp2(ev + error).astype(np.float32)[:, None, None, None]
     shot, read = (np.float32(np.exp(rng.uniform(*np.log(span)))) for span in (_SHOT, _READ))
     noise = rng.standard_normal(gathered.shape, np.float32) * np.sqrt(shot * gathered + read**2)

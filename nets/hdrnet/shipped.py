@@ -11,7 +11,7 @@ from nets.hdrnet.model import HDRNet
 
 _FOLDER = Path(__file__).parent / "weights"
 
-SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob("*.safetensors")))
+SHIPPED = weights.names_in(_FOLDER)
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> HDRNet:
@@ -20,7 +20,4 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> HDRNet:
     Raises:
         ValueError: a name that is neither, or a file that does not hold an HDRNet.
     """
-    path = _FOLDER / f"{name}.safetensors" if str(name) in SHIPPED else Path(name)
-    if not path.is_file():
-        raise ValueError(f"{name}: no such file, nor one of the models that come along: {', '.join(SHIPPED)}")
-    return weights.load_network(path, HDRNet, device)
+    return weights.load_network(weights.found(name, _FOLDER), HDRNet, device)
