@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from bilagrid import images
 from bilagrid.commands import Refusal, count
+from nets.deghost import align as alignment
 from nets.deghost.radiance import GAMMA
 
 # Memory for scenes that a process keeps at hand, at their own depth: all of Kalantari's 74.
@@ -60,18 +61,26 @@ LAYOUTS = (
 class Bracket:
     """Three exposures ``(3, H, W, 3)`` at the depth of their files, from the shortest on, their ``ev`` from 0 on, and the ``truth``: radiance ``(H, W, 3)``.
 
-    Their pixels to the power of ``exponent`` are encoded by gamma 2.2.
+    Their pixels to the power of ``exponent`` are encoded by gamma 2.2; where they show the scene, ``valid (3, H, W)``, or everywhere.
     """
 
     ldr: np.ndarray
     ev: np.ndarray
     truth: np.ndarray
     exponent: float = 1.0
+    valid: np.ndarray | None = None
 
     def pixels(self, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
         """Of a window, ``(3, h, w, 3)`` in [0, 1], encoded by gamma 2.2."""
         values = images.scaled(self.ldr[:, rows, columns])
         return values if self.exponent == 1 else values ** np.float32(self.exponent)
+
+    def aligned(self, method: str) -> Bracket:
+        """The same with its exposures brought to the place of the middle one, as floats (`nets.deghost.align.align`)."""
+        if method == "none":
+            return self
+        found = alignment.align(self.pixels(), self.ev, 1, method)
+        return replace(self, ldr=found.ldr, valid=found.valid, exponent=1.0)
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,16 @@ class Scene:
 class Scenes:
     """All scenes in folders and the folders in them, each in one of the `LAYOUTS`.
 
+    Args:
+        sources: the folders.
+        align: how their exposures are brought to the place of the middle one, as in `nets.deghost.align.align`.
+
     Raises:
         Refusal: folders without a scene, scenes without all of their files, pictures that differ in size, exposures that are not three different numbers.
     """
 
-    def __init__(self, sources: Sequence[Path]) -> None:
+    def __init__(self, sources: Sequence[Path], align: str = "none") -> None:
+        self._align = align
         self._scenes = [scene for source in sources for scene in scenes_in(source)]
         self.names = [scene.name for scene in self._scenes]
         for scene in self._scenes:
@@ -150,7 +164,7 @@ class Scenes:
         self.sizes = [scene.size() for scene in self._scenes]
         # Each value of an exposure takes two bytes, of the truth four.
         largest = max(30 * height * width for height, width in self.sizes)
-        self._read = functools.lru_cache(max(2, _KEPT_BYTES // largest))(lambda k: self._scenes[k].load())
+        self._read = functools.lru_cache(max(2, _KEPT_BYTES // largest))(self._load)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -158,6 +172,13 @@ class Scenes:
     def bracket(self, k: int) -> Bracket:
         """Scene k, whole."""
         return self._read(k)
+
+    def _load(self, k: int) -> Bracket:
+        bracket = self._scenes[k].load()
+        aligned = bracket.aligned(self._align)
+        if aligned is bracket:
+            return bracket
+        return replace(aligned, ldr=images.quantised(aligned.ldr, np.dtype(np.uint16)))
 
     def preload(self) -> None:
         """Reads as many scenes as are kept at hand, all if they fit."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
-from bilagrid import commands
+from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from nets import metrics
 from nets.deghost.bilateral import BilateralDeghost
@@ -23,6 +23,10 @@ from nets.deghost.radiance import GAMMA, compressed
 from nets.deghost.shipped import load
 from nets.hdrnet.enhance import device_of
 from nets.hdrnet.evaluate import Row, as_csv
+
+# Encoded values that count as well exposed.
+_WELL = (0.1, 0.9)
+_SHOWN = 6  # scenes on a sheet
 
 # From a bracket to what a method makes of it, radiance (H, W, 3).
 Maker = Callable[[Bracket], np.ndarray]
@@ -44,14 +48,17 @@ def evaluate(
     scenes: int = 16,
     crop: int = 256,
     seed: int = 1,
+    align: Literal["homography", "flow", "none"] = "homography",
     device: str = "auto",
     table: Path | None = None,
+    show: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Measure a model on scenes it has not seen.
 
     Prints PSNR-μ, PSNR-L and SSIM-μ of each scene and their means: of the model, of the merge by Debevec and Malik, which takes the scene for still, and of
-    Mertens' fusion, whose picture is read as one exposure, the one that brings it nearest to the truth. All pixels count, as they are; the peak is 1.
+    Mertens' fusion, whose picture is read as one exposure, the one that brings it nearest to the truth. All three merge the same aligned exposures. All
+    pixels count, as they are; the peak is 1.
 
     To try:
 
@@ -66,28 +73,37 @@ def evaluate(
         scenes: with --generate: how many.
         crop: with --generate: their side in pixels.
         seed: with --generate: decides every bracket; train's is 0, so that another seed gives others.
+        align: how exposures are brought to the place of the middle one, as in merge.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         table: a CSV file to write the table to as well.
-        overwrite: replace the table if it exists.
+        show: a picture to write of the first scenes: exposures, naive merge, result and truth, a row each.
+        overwrite: replace files that exist.
     """
     if not paths:
         raise Refusal("DATA is missing: eval DATA")
     if scenes < 1 or crop < 16 or seed < 0:
         raise Refusal(f"--scenes must be at least 1, --crop 16 and --seed 0, got {scenes}, {crop} and {seed}")
     net = load(weights, device_of(device))
-    if table is not None:
-        commands.check_file(table, (".csv",))
-        commands.unwritten([(Path(), table)], overwrite=overwrite)
-    source: Source = _Made(list(paths), scenes, crop, seed) if generate else Scenes(paths)
+    for target, suffixes in ((table, (".csv",)), (show, images.PICTURES)):
+        if target is not None:
+            commands.check_file(target, suffixes)
+            commands.unwritten([(Path(), target)], overwrite=overwrite)
+    source: Source = _Made(list(paths), scenes, crop, seed, align) if generate else Scenes(paths, align)
     makers: dict[str, Maker] = {
         "model": lambda bracket: merge(net, bracket),
-        "debevec": lambda bracket: debevec(bracket.pixels(), bracket.ev),
+        "debevec": lambda bracket: naive(bracket),
         "mertens": fused,
     }
     rows = measure(source, makers)
     print(render(rows))
     if table is not None:
         commands.replace(table, as_csv(rows))
+        print(f"wrote {table}")
+    if show is not None:
+        picture = images.plain(_sheet(source, net))
+        images.check_target(show, picture.spec)
+        images.write(show, picture.values, picture)
+        print(f"wrote {show}")
 
 
 def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket) -> np.ndarray:
@@ -96,6 +112,26 @@ def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket) -> np.ndarray:
     ldr, ev, _ = tensors(bracket)
     with torch.inference_mode():
         return net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
+
+
+def naive(bracket: Bracket) -> np.ndarray:
+    """The merge that takes the scene for still."""
+    return debevec(bracket.pixels(), bracket.ev, valid=bracket.valid)
+
+
+def agreement(radiance: np.ndarray, picture: np.ndarray, stops: float) -> float:
+    """How near radiance, exposed again, comes to the photograph of that exposure where that is well exposed: PSNR in dB of encoded values, NaN if nowhere.
+
+    Args:
+        radiance: ``(H, W, 3)``, where 1 is white in an exposure of 0 stops.
+        picture: ``(H, W, 3)`` in [0, 1], encoded by gamma 2.2.
+        stops: its exposure.
+    """
+    well = ((picture > _WELL[0]) & (picture < _WELL[1])).all(-1)
+    if not well.any():
+        return float("nan")
+    again = np.clip(radiance[well] * np.float32(2.0**stops), 0, 1) ** np.float32(1 / GAMMA)
+    return metrics.psnr(again, picture[well])
 
 
 def fused(bracket: Bracket) -> np.ndarray:
@@ -138,12 +174,23 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-class _Made:
-    """The first brackets that a seed makes of photographs."""
+def _sheet(source: Source, net: DeghostNet | BilateralDeghost) -> np.ndarray:
+    """The first scenes, a row each; radiance by the μ-law."""
+    rows = []
+    for k in range(min(len(source.names), _SHOWN)):
+        bracket = source.bracket(k)
+        merged = [("naive merge", naive(bracket)), ("result", merge(net, bracket)), ("truth", bracket.truth)]
+        exposures = zip(("short", "middle", "long"), bracket.pixels(), strict=True)
+        rows.append([*exposures, *((name, compressed(radiance)) for name, radiance in merged)])
+    return demonstration.sheet(rows)
 
-    def __init__(self, paths: Sequence[Path], scenes: int, crop: int, seed: int) -> None:
+
+class _Made:
+    """The first brackets that a seed makes of photographs, aligned."""
+
+    def __init__(self, paths: Sequence[Path], scenes: int, crop: int, seed: int, align: str) -> None:
         self.names = [f"{k}" for k in range(scenes)]
-        self._made = Generated(Photographs(paths), crop, seed)
+        self._made, self._align = Generated(Photographs(paths), crop, seed), align
 
     def bracket(self, k: int) -> Bracket:
-        return self._made.bracket(k)
+        return self._made.bracket(k).aligned(self._align)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,10 @@ from nets.deghost import bracket as brackets
 from nets.deghost import classical
 from nets.deghost import response as responses
 from nets.deghost.align import Aligned
-from nets.deghost.bilateral import BilateralDeghost, load
+from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.bracket import Bracket
-from nets.deghost.model import DeghostNet
+from nets.deghost.evaluate import agreement
+from nets.deghost.shipped import load
 from nets.hdrnet.enhance import device_of
 
 # A network sees tiles of so many pixels a side, and as many more around as its layers reach; both are multiples of all its strides.
@@ -32,6 +34,7 @@ _TILE, _HALO = 1024, 192
 # Of the picture beside the radiance: photographs hold less than the scenes that 5 was published for.
 _CONTRAST = 20.0
 
+_STEPS = 5  # that the progress bar counts
 _SHOWN = 480  # pixels that a picture of the sheet is wide
 _OUT = (*images.RADIANCE, ".tif", ".tiff")
 
@@ -39,7 +42,7 @@ _OUT = (*images.RADIANCE, ".tif", ".tiff")
 def merge(
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A B C ... OUT")],
     *,
-    weights: Path | None = None,
+    weights: str = "deghost",
     times: tuple[str, ...] | None = None,
     align: Literal["homography", "flow", "none"] = "homography",
     response: Literal["gamma", "debevec"] = "gamma",
@@ -52,22 +55,24 @@ def merge(
 
     Photographs are PNG, TIFF or JPEG of one size, in any order. The best exposed one is the middle; it says where everything is, the others are brought
     to its place and tell what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and the tone-mapped picture is written beside
-    it as OUT.png.
+    it as OUT.png. It says how near the result comes to the middle photograph where that is well exposed: ghosts show there.
 
     To try:
 
-    python -m nets.deghost merge dark.jpg middle.jpg bright.jpg scene.exr --method debevec
-        without a network: exact for scenes that stand still, ghosts where something moves
+    python -m nets.deghost merge dark.jpg middle.jpg bright.jpg scene.exr
 
-    python -m nets.deghost merge *.jpg scene.exr --weights run/model.safetensors --show-steps steps.png
-        by a network, and a sheet of every step on the way
+    python -m nets.deghost merge *.jpg scene.exr --show-steps steps.png
+        and a sheet of every step on the way
 
-    python -m nets.deghost merge a.png b.png c.png scene.hdr --times 1/1000 1/250 1/60 --method debevec
+    python -m nets.deghost merge a.png b.png c.png scene.hdr --times 1/1000 1/250 1/60
         for photographs without EXIF
+
+    python -m nets.deghost merge a.jpg b.jpg c.jpg scene.exr --method debevec
+        without a network: exact for scenes that stand still, ghosts where something moves
 
     Args:
         paths: two to seven photographs, of more than three the best three are taken; and the file to write.
-        weights: what train wrote; needed by --method net.
+        weights: for --method net: what train wrote, or the model that comes along: deghost.
         times: exposure times in seconds in the order of the photographs, as 1/250 or 0.004. By default those of a file exposure.txt beside them (log2
             values or times, in the order of the names), else those of EXIF, with its aperture and ISO.
         align: homography: the background; moving things are the network's affair. flow: everything, by Lucas and Kanade's optical flow, which tears
@@ -87,9 +92,10 @@ def merge(
     targets = _targets(out, method, show_steps)
     commands.refuse_same(sources, targets)
     commands.unwritten([(sources[0], target) for target in targets], overwrite=overwrite)
-    net = _network(weights, device) if method == "net" else None
+    net = load(weights, device_of(device)) if method == "net" else None
 
-    with tqdm(total=5, disable=None, unit="step") as progress:
+    steps = _STEPS if net is None else _STEPS - 1
+    with tqdm(total=steps, disable=None, unit="step") as progress:
         progress.set_description("read     ")
         bracket = _read(sources, times, progress.write)
         progress.update()
@@ -100,13 +106,16 @@ def merge(
         linear = _linear(aligned, bracket, response if method != "mertens" else "gamma")
         progress.update()
         progress.set_description("merge    ")
-        if method == "mertens":
-            result = classical.mertens(aligned.ldr)
-        elif net is None:
-            result = classical.debevec(linear, bracket.ev, valid=aligned.valid)
+        plain = classical.debevec(linear, bracket.ev, valid=aligned.valid)
+        if net is None:
+            result = classical.mertens(aligned.ldr) if method == "mertens" else plain
+            progress.update()
         else:
-            result = by_network(net, linear, bracket.ev, bracket.middle)
-        progress.update()
+            tiles = _tiles(net, *bracket.like.size)
+            progress.total += len(tiles)
+            result = by_network(net, linear, bracket.ev, bracket.middle, progress.update)
+        if method != "mertens":
+            _compare(bracket, linear, result, None if net is None else plain, progress.write)
         progress.set_description("write    ")
         picture = result if method == "mertens" else _toned(result)
         if method == "mertens":
@@ -116,33 +125,43 @@ def merge(
             _write(out, radiance)
             _write(out.with_suffix(".png"), images.developed(picture, radiance, 8))
         if show_steps is not None:
-            plain = _toned(classical.debevec(linear, bracket.ev, valid=aligned.valid))
-            _write(show_steps, images.plain(_sheet(bracket, aligned, plain, picture, method)))
+            _write(show_steps, images.plain(_sheet(bracket, aligned, _toned(plain), picture, method)))
         progress.update()
     for target in targets:
         print(f"wrote {target}")
 
 
-def by_network(net: Callable[[Tensor, Tensor], Tensor], ldr: np.ndarray, ev: np.ndarray, middle: int) -> np.ndarray:
-    """The radiance ``(H, W, 3)`` of a bracket of any size, tile by tile; one of two exposures has its middle one twice."""
+def by_network(
+    net: Callable[[Tensor, Tensor], Tensor],
+    ldr: np.ndarray,
+    ev: np.ndarray,
+    middle: int,
+    done: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """The radiance ``(H, W, 3)`` of a bracket of any size, tile by tile, each of them told when done; one of two exposures has its middle one twice."""
     if len(ldr) == 2:
         ldr, ev = ldr[[0, middle, 1]], ev[[0, middle, 1]]
     height, width = ldr.shape[1:3]
     device = next(net.parameters()).device if isinstance(net, torch.nn.Module) else torch.device("cpu")
     exposures = torch.from_numpy(ev - ev.min()).float()[None].to(device)
     result = np.empty((height, width, 3), np.float32)
+    with torch.inference_mode():
+        for top, left, bottom, right in _tiles(net, height, width):
+            first, start = max(top - _HALO, 0), max(left - _HALO, 0)
+            tile = ldr[:, first : bottom + _HALO, start : right + _HALO]
+            seen = torch.from_numpy(np.ascontiguousarray(tile)).permute(0, 3, 1, 2)[None].to(device)
+            merged = net(seen, exposures)[0].permute(1, 2, 0).cpu().numpy()
+            result[top:bottom, left:right] = merged[top - first : bottom - first, left - start : right - start]
+            done()
+    return result
+
+
+def _tiles(net: Callable[[Tensor, Tensor], Tensor], height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """What a network gives at once: top, left, bottom, right."""
     # The grid of a BilateralDeghost is fitted to all of the picture.
     side = max(height, width) if isinstance(net, BilateralDeghost) else _TILE
-    with torch.inference_mode():
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                first, start = max(top - _HALO, 0), max(left - _HALO, 0)
-                bottom, right = min(top + side, height), min(left + side, width)
-                tile = ldr[:, first : bottom + _HALO, start : right + _HALO]
-                seen = torch.from_numpy(np.ascontiguousarray(tile)).permute(0, 3, 1, 2)[None].to(device)
-                merged = net(seen, exposures)[0].permute(1, 2, 0).cpu().numpy()
-                result[top:bottom, left:right] = merged[top - first : bottom - first, left - start : right - start]
-    return result
+    corners = itertools.product(range(0, height, side), range(0, width, side))
+    return [(top, left, min(top + side, height), min(left + side, width)) for top, left in corners]
 
 
 def _targets(out: Path, method: str, show_steps: Path | None) -> list[Path]:
@@ -160,12 +179,6 @@ def _targets(out: Path, method: str, show_steps: Path | None) -> list[Path]:
             raise Refusal(f"--show-steps {show_steps}: is written already, choose another name")
         targets.append(show_steps)
     return targets
-
-
-def _network(weights: Path | None, device: str) -> DeghostNet | BilateralDeghost:
-    if weights is None:
-        raise Refusal("--weights is missing: the file that train wrote; --method debevec merges without a network")
-    return load(weights, device_of(device))
 
 
 def _read(sources: list[Path], times: tuple[str, ...] | None, tell: Callable[[str], None]) -> Bracket:
@@ -194,6 +207,18 @@ def _linear(aligned: Aligned, bracket: Bracket, method: str) -> np.ndarray:
     if method == "gamma":
         return aligned.ldr
     return responses.linearised(aligned.ldr, responses.calibrate(aligned.ldr, bracket.ev, aligned.valid))
+
+
+def _compare(
+    bracket: Bracket, linear: np.ndarray, result: np.ndarray, plain: np.ndarray | None, tell: Callable[[str], None]
+) -> None:
+    """Tells how near the middle photograph the merged radiance is, and the plain mean of the exposures'."""
+    middle, stops = linear[bracket.middle], float(bracket.ev[bracket.middle])
+    found = agreement(result, middle, stops)
+    if math.isnan(found):
+        return
+    beside = "" if plain is None else f"; the plain mean of the radiances to {agreement(plain, middle, stops):.1f} dB"
+    tell(f"  agrees with {bracket.paths[bracket.middle].name}, where that is well exposed, to {found:.1f} dB{beside}")
 
 
 def _toned(radiance: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ def train(
     width: int = 64,
     reduce: int = 1,
     crop: int = 256,
+    align: Literal["homography", "flow", "none"] = "homography",
     schedule: Annotated[Schedule, tyro.conf.arg(name="")] = _PUBLISHED,
     resume: bool = False,
 ) -> None:
@@ -63,6 +64,7 @@ def train(
         width: channels of the first layer; the published network has 64.
         reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; 4 is eleven times as fast.
         crop: side of the patches, in pixels; smaller where a scene is smaller.
+        align: how exposures of scenes are brought to the place of the middle one, as merge does; those that are made of photographs lie there but for a rest.
         resume: go on with the run in RUN.
     """
     if len(paths) < 2:
@@ -73,12 +75,14 @@ def train(
         raise Refusal(f"--crop must be at least 16 and --reduce at least 1, got {crop} and {reduce}")
     training.start_processes()
     data: Generated | Patches
+    settings: dict[str, object] = {"generate": generate}
     if generate:
         photographs = Photographs(sources)
         names, side = photographs.names, crop
         data = Generated(photographs, side, schedule.seed)
     else:
-        scenes = Scenes(sources)
+        scenes = Scenes(sources, align)
+        settings["align"] = align
         names, side = scenes.names, min(crop, *(min(size) for size in scenes.sizes))
         data = Patches(scenes, side, schedule.seed)
         if side < crop and not resume:
@@ -89,7 +93,7 @@ def train(
     torch.manual_seed(schedule.seed)
     whole = DeghostNet(variant=variant, width=width)
     net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
-    settings = {"generate": generate, "crop": side, "scenes": names}
+    settings |= {"crop": side, "scenes": names}
     training.train(net, data, out, schedule, settings, resume=resume, betas=_BETAS, loss=loss, show=_show)
     model = out / training.MODEL
     training.say(f"wrote {model}; measure it: python -m nets.deghost eval DATA --weights {model}")
