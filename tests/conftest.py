@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             "Numba and Triton's interpreter ran; no GPU here, so the compiled kernels did not run."
         )
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the photographs that no model that comes along was trained on."""
+    from nets.hdrnet.photographs import photographs
+
+    folder = tmp_path_factory.mktemp("shipped") / "photos"
+    photographs(folder)
+    return folder / "held_out"

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import time
 
@@ -21,6 +22,7 @@ from nets.deghost.__main__ import main  # noqa: E402
 from nets.deghost.data import Scenes, tensors  # noqa: E402
 from nets.deghost.evaluate import figures, fused, merge  # noqa: E402
 from nets.deghost.generator import Generated, Photographs  # noqa: E402
+from nets.deghost.radiance import compressed  # noqa: E402
 from nets.weights import save_network  # noqa: E402
 
 # A network and patches so small that a step takes milliseconds.
@@ -145,6 +147,10 @@ def test_runs_are_not_mixed_up(tmp_path, photos, scenes, capsys):
 def test_bad_data_is_refused(tmp_path, photos, scenes, model, capsys):
     out = tmp_path / "run"
     assert "holds no scenes; expected folders laid out as one of" in refused(capsys, "train", photos, out, *SMALL)
+    align = ("--align", "none")
+    assert run("train", scenes, out, *SMALL, *align, "--steps", 1) == 0
+    assert "align = none" in refused(capsys, "train", scenes, out, *SMALL, "--steps", 2, "--resume")
+    shutil.rmtree(out)
     assert "RUN is missing" in refused(capsys, "train", photos)
     assert "--crop must be at least 16 and --reduce at least 1, got 8 and 1" in refused(
         capsys, "train", photos, out, "--generate", "--crop", 8
@@ -180,6 +186,19 @@ def test_eval_on_photographs(photos, model, capsys):
     assert [line.split()[0] for line in first.splitlines()[1:]] == ["0", "1", "mean"]
     assert run("eval", photos, "--generate", "--scenes", 2, "--crop", 32, "--weights", model) == 0
     assert capsys.readouterr().out == first
+
+
+def test_eval_shows_the_first_scenes(photos, model, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    options = ("eval", photos, "--generate", "--scenes", 2, "--crop", 32, "--weights", model, "--show", sheet)
+    assert run(*options) == 0
+    picture = images.read(sheet).values
+    # Two rows of six pictures, and their labels.
+    assert picture.shape == (2 * (32 + 28) + 8, 6 * 32 + 5 * 8, 3)
+    truth = compressed(Generated(Photographs([photos]), 32, seed=1).bracket(0).truth)
+    np.testing.assert_allclose(picture[28:60, -32:] / 255, truth, atol=0.6 / 255)
+    assert "exists" in refused(capsys, *options)
+    assert "unknown output format" in refused(capsys, *options[:-1], tmp_path / "sheet.exr")
 
 
 @pytest.mark.slow

@@ -125,6 +125,32 @@ def test_ntire_2021(tmp_path, by_folders):
     assert (linearised(ldr[None], ev[None])[0, 1] - target)[ldr[1] < 1].abs().max() < 0.5 / 255 * 2.24 / 4 * 1.1
 
 
+def test_scenes_are_aligned_when_asked(tmp_path):
+    """The middle exposure stays bit by bit, the others come to its place, and what they do not show is told."""
+    light = (data.astronaut()[:300, :300] / 255) ** 2.2
+    seen = [np.roll(light, shift, (0, 1)) for shift in ((6, -9), (0, 0), (-5, 7))]
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    for k, one in enumerate(seen):
+        encoded = np.clip(one * 4.0**k / 4, 0, 1) ** (1 / 2.2)
+        save(folder / f"input_{k + 1}.tif", np.rint(encoded * 65535).astype(np.uint16))
+    (folder / "exposure.txt").write_text("-2 0 2")
+    save(folder / "HDRImg.hdr", (light / 4).astype(np.float32))
+    plain, aligned = (Scenes([folder], align).bracket(0) for align in ("none", "homography"))
+    assert aligned.ldr.dtype == np.uint16
+    np.testing.assert_array_equal(aligned.ldr[1], plain.ldr[1])
+    assert plain.valid is None
+    assert aligned.valid[1].all()
+    assert 0.9 < aligned.valid[0].mean() < 1
+    inside = np.s_[20:-20, 20:-20]
+    for k in (0, 2):
+        wanted = np.clip(light * 4.0**k / 4, 0, 1) ** (1 / 2.2)
+        error, before = (np.abs(b.pixels()[k] - wanted)[inside].mean() for b in (aligned, plain))
+        assert error < before / 8
+    with pytest.raises(ValueError, match="method must be homography, flow or none"):
+        Scenes([folder], "ecc").bracket(0)
+
+
 def test_patches_depend_on_seed_and_number_alone(tmp_path):
     for k in range(3):
         write_scene(tmp_path / f"{k}", size=(24, 32 + 8 * k))

@@ -155,11 +155,14 @@ def test_a_network_sees_tiles_and_gives_the_whole(monkeypatch):
     assert seen[-1][1] == [[0.0, 2.0, 2.0]]
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path, capsys):
+def test_weights_that_are_none_are_refused(tmp_path, capsys):
     paths = taken(tmp_path)
-    message = refused(capsys, "merge", *paths, tmp_path / "out.exr")
-    assert "--weights is missing: the file that train wrote" in message
-    assert "--method debevec merges without a network" in message
+    message = refused(capsys, "merge", *paths, tmp_path / "out.exr", "--weights", tmp_path / "none.safetensors")
+    assert "none.safetensors: no such file, nor one of the models that come along: deghost" in message
+    (tmp_path / "text.safetensors").write_text("no weights")
+    message = refused(capsys, "merge", *paths, tmp_path / "out.exr", "--weights", tmp_path / "text.safetensors")
+    assert "text.safetensors: cannot be read as safetensors" in message
+    assert not (tmp_path / "out.exr").exists()
 
 
 WRONG = {
@@ -207,5 +210,5 @@ def test_help_teaches(capsys):
         run("merge", "--help")
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "python -m nets.deghost merge dark.jpg middle.jpg bright.jpg scene.exr --method debevec" in text
+    assert "python -m nets.deghost merge dark.jpg middle.jpg bright.jpg scene.exr" in text
     assert "A B C ... OUT" in text

@@ -15,14 +15,6 @@ from nets.hdrnet.data import Photographs
 from nets.hdrnet.enhance import apply
 from nets.hdrnet.evaluate import global_affine, measure
 from nets.hdrnet.operators import OPERATORS
-from nets.hdrnet.photographs import photographs
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shipped") / "photos"
-    photographs(folder)
-    return folder / "held_out"
 
 
 @pytest.mark.parametrize("name", hdrnet.SHIPPED)
