@@ -160,6 +160,8 @@ def wrong(tmp_path, case):
         save(paths[0], exposed(light, -2), ExposureTime=0.0025, FNumber=8.0)
     elif case == "file too short":
         (tmp_path / "exposure.txt").write_text("0 2")
+    elif case == "far apart":
+        times = ["1e-30", "1", "1e30"]
     elif case == "file of words":
         (tmp_path / "exposure.txt").write_text("dark middle bright")
     return paths, times
@@ -184,6 +186,7 @@ WRONG = {
     "float": r"float\.tif: holds float values",
     "ISO of one": r"0\.jpg: has no Exif:PhotographicSensitivity",
     "file too short": r"exposure\.txt: holds 2 values, expected one for each of 3 photographs",
+    "far apart": r"0\.jpg and .*2\.jpg are 199\.3 stops apart, no bracket is more than 30; give them",
     "file of words": r"exposure\.txt: expected log2 values, as -2, or times",
 }  # fmt: skip
 
@@ -297,6 +300,20 @@ def test_nothing_to_match_is_left_and_said():
     assert "left as it is" in found.notes[0]
     flat = np.full((2, 80, 100, 3), 0.5, np.float32)
     assert "left as it is" in align.align(flat, np.array([0.0, 1.0]), 0).notes[1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 3), (17, 33), (2, 900), (40, 65), (64, 64)])
+@pytest.mark.parametrize("method", ["homography", "flow"])
+def test_small_pictures_are_left_where_they_are(size, method):
+    """Also where pictures are too small for features, windows and thresholds."""
+    height, width = size
+    light = np.tile(smooth(), (1, 5, 1))[:height, :width]
+    ldr = exposures(light)
+    found = align.align(ldr, np.array([0.0, 2.0, 4.0]), 1, method)
+    assert found.ldr.shape == ldr.shape
+    np.testing.assert_array_equal(found.ldr[1], ldr[1])
+    assert np.isfinite(found.ldr).all()
+    assert np.abs(found.ldr - ldr).mean() < 0.02
 
 
 def test_flow_follows_the_same_homography():

@@ -15,6 +15,7 @@ _TOLERANCE = 2.0  # pixels
 _MATCHES, _SHARE = 24, 0.25  # that agree on one homography, at the least
 _FARTHEST = 0.25  # of the diagonal, that a corner may move
 _STANDS = 0.25  # pixels: what moves half of the picture by no more is left as it is, not blurred
+_SMALLEST = 64  # pixels of the shorter side: five halvings leave thresholds something to compare
 _AGREES = 0.7  # correlation that makes a translation credible
 
 _WHITE = 250  # of 255, above which a value says only that there is more light
@@ -170,7 +171,8 @@ def flow(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Source: Lucas and Kanade, 1981, in pyramids (Bouguet, 2000), as OpenCV has it.
     """
     height, width = reference.shape
-    rows, columns = np.arange(_SPACING // 2, height, _SPACING), np.arange(_SPACING // 2, width, _SPACING)
+    top, left = (min(_SPACING // 2, (extent - 1) // 2) for extent in (height, width))
+    rows, columns = np.arange(top, height, _SPACING), np.arange(left, width, _SPACING)
     points = np.stack(np.meshgrid(columns, rows), -1).astype(np.float32)
     there, seen = _tracked(reference, picture, points.reshape(-1, 1, 2))
     back, seen_back = _tracked(picture, reference, there)
@@ -179,8 +181,9 @@ def flow(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     motion = _filled(there.reshape(points.shape) - points, held)
     motion = np.stack([cv2.medianBlur(np.ascontiguousarray(motion[..., axis]), 5) for axis in range(2)], -1)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    row, column = ((of - _SPACING // 2) / _SPACING for of in (y, x))
-    dense = cv2.remap(motion, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    dense = cv2.remap(
+        motion, (x - left) / _SPACING, (y - top) / _SPACING, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     return np.stack([x, y], -1) + dense
 
 
@@ -243,6 +246,8 @@ def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
             return 0.0
         return float(np.corrcoef(one, other)[0, 1])
 
+    if min(small.shape) < _SMALLEST:
+        return None
     candidates = []
     try:
         stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-5)

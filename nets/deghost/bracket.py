@@ -19,6 +19,7 @@ _HOW = f"give them: --times 1/1000 1/250 1/60, or a file {_TIMES_FILES[0]} besid
 
 _FEWEST, _MOST = 2, 7
 _APART = 0.1  # stops; nearer exposures count as equal
+FARTHEST = 30.0  # stops from the first to the last
 _STEP = 0.9  # stops from the middle to a neighbour that adds something, if there is one
 _WELL = (0.1, 0.9)  # encoded values that count as well exposed
 _USEFUL = 0.01  # share of well-exposed pixels, at the least
@@ -67,6 +68,10 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
     for k in range(1, len(ev)):
         if ev[k] - ev[k - 1] < _APART:
             raise Refusal(f"{paths[k - 1]} and {paths[k]} have the same exposure, a bracket's must differ; {_HOW}")
+    if ev[-1] > FARTHEST:
+        raise Refusal(
+            f"{paths[0]} and {paths[-1]} are {ev[-1]:.4g} stops apart, no bracket is more than {FARTHEST:.0f}; {_HOW}"
+        )
     ldr = np.stack([np.broadcast_to(picture.pixels, (*picture.size, 3)) for picture in pictures])
     _check_exposed(paths, ldr, ev)
     middle = _middle(ldr)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from bilagrid import images
 from bilagrid.commands import Refusal, count
 from nets.deghost import align as alignment
+from nets.deghost.bracket import FARTHEST
 from nets.deghost.radiance import GAMMA
 
 # Memory for scenes that a process keeps at hand, at their own depth: all of Kalantari's 74.
@@ -111,6 +112,8 @@ class Scene:
             raise Refusal(f"{self.exposures}: expected three exposures in stops, got {_listed(values)}")
         if len(set(values)) < 3:
             raise Refusal(f"{self.exposures}: expected three different exposures, got {_listed(values)}")
+        if np.ptp(values) > FARTHEST:
+            raise Refusal(f"{self.exposures}: expected exposures within {FARTHEST:.0f} stops, got {_listed(values)}")
         return values
 
     def size(self) -> tuple[int, int]:
