@@ -103,6 +103,24 @@ def test_mertens_makes_a_picture(tmp_path, capsys):
     assert load(tmp_path / "out.jpg")[0].shape == (120, 160, 3)
 
 
+def test_the_picture_is_what_was_asked_for(tmp_path, capsys):
+    """At 16 bits, in another file, by another curve."""
+    paths, picture = taken(tmp_path), tmp_path / "look.tif"
+    options = ("--method", "debevec", "--tone", "mu", "--picture", picture)
+    assert run("merge", *paths, tmp_path / "out.exr", *options) == 0
+    assert not (tmp_path / "out.png").exists()
+    found, light = load(picture)[0], load(tmp_path / "out.exr")[0]
+    assert found.dtype == np.uint16
+    np.testing.assert_allclose(found / 65535, np.log(1 + 5000 * light) / np.log(5001), atol=1 / 65535)
+    same = ("--picture", tmp_path / "o.tif")
+    assert "is written already" in refused(capsys, "merge", *paths, tmp_path / "o.tif", "--method", "debevec", *same)
+    message = refused(capsys, "merge", *paths, tmp_path / "o.png", "--method", "mertens", *same)
+    assert "Mertens' fusion is a picture itself" in message
+    assert "unknown output format '.exr'" in refused(
+        capsys, "merge", *paths, tmp_path / "o.exr", "--method", "debevec", "--picture", tmp_path / "p.exr"
+    )
+
+
 def test_two_and_seven_photographs(tmp_path, capsys):
     light = radiance()[100:340, 100:420]
     paths = taken(tmp_path, light, np.arange(-2.0, 5.0), suffix="png")
@@ -169,6 +187,7 @@ WRONG = {
     "one photograph": (lambda folder, paths: [paths[0], folder / "out.exr"], "expected two to seven photographs and OUT, got 2 files"),
     "eight": (lambda folder, paths: [*paths, *paths, *paths[:2], folder / "out.exr"], "a bracket has 2 to 7 photographs, got 8"),
     "a picture for a radiance": (lambda folder, paths: [*paths, folder / "out.png"], "unknown output format '.png', expected one of .hdr .exr"),
+    "a folder": (lambda folder, paths: [*paths, (folder / "f.exr").mkdir() or folder / "f.exr", "--overwrite"], "f.exr: is not a file"),
     "no folder": (lambda folder, paths: [*paths, folder / "none" / "out.exr"], "no such folder"),
     "an input": (lambda folder, paths: [*paths[:2], save(folder / "o.png", load(paths[2])[0]), folder / "o.exr"], "o.png: is an input"),
     "the same sheet": (lambda folder, paths: [*paths, folder / "out.exr", "--show-steps", folder / "out.png"], "is written already"),

@@ -25,6 +25,7 @@ from nets.deghost.align import Aligned
 from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.bracket import Bracket
 from nets.deghost.evaluate import agreement
+from nets.deghost.radiance import compressed
 from nets.deghost.shipped import load
 from nets.hdrnet.enhance import device_of
 
@@ -47,6 +48,8 @@ def merge(
     align: Literal["homography", "flow", "none"] = "homography",
     response: Literal["gamma", "debevec"] = "gamma",
     method: Literal["net", "debevec", "mertens"] = "net",
+    tone: Literal["bilateral", "mu"] = "bilateral",
+    picture: Path | None = None,
     show_steps: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -54,8 +57,8 @@ def merge(
     """Merge a bracket, two to seven photographs of one scene at several exposures, into its radiance.
 
     Photographs are PNG, TIFF or JPEG of one size, in any order. The best exposed one is the middle; it says where everything is, the others are brought
-    to its place and tell what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and the tone-mapped picture is written beside
-    it as OUT.png. It says how near the result comes to the middle photograph where that is well exposed: ghosts show there.
+    to its place and tell what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and a tone-mapped picture is written beside it
+    as OUT.png. It says how near the result comes to the middle photograph where that is well exposed: ghosts show there.
 
     To try:
 
@@ -66,6 +69,9 @@ def merge(
 
     python -m nets.deghost merge a.png b.png c.png scene.hdr --times 1/1000 1/250 1/60
         for photographs without EXIF
+
+    python -m nets.deghost merge a.jpg b.jpg c.jpg scene.exr --picture look.tif --tone mu
+        the picture at 16 bits, by the curve that deghosting papers show results with
 
     python -m nets.deghost merge a.jpg b.jpg c.jpg scene.exr --method debevec
         without a network: exact for scenes that stand still, ghosts where something moves
@@ -80,6 +86,8 @@ def merge(
         response: how pixel values stand for light. gamma: to the power of 2.2. debevec: as the photographs themselves tell (Debevec and Malik, 1997).
         method: net: by a network, without ghosts. debevec: the weighted mean of the radiances. mertens: exposure fusion, a picture and no radiance,
             so that OUT is PNG, TIFF or JPEG.
+        tone: how radiance becomes a picture. bilateral: large contrasts compressed, detail as it was (Durand and Dorsey, 2002). mu: log(1 + 5000 H).
+        picture: the tone-mapped picture, PNG, JPEG, or TIFF of 16 bits; by default OUT.png.
         show_steps: a picture to write of the photographs, their alignment, what moved, the plain mean with its ghosts, and the result.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1. For the network.
         overwrite: replace files that exist. The photographs are never replaced.
@@ -89,7 +97,8 @@ def merge(
     if len(paths) < 3:
         raise Refusal(f"expected two to seven photographs and OUT, got {commands.count(len(paths), 'file')}")
     *sources, out = paths
-    targets = _targets(out, method, show_steps)
+    shown = picture or out.with_suffix(".png")
+    targets = _targets(out, method, picture, shown, show_steps)
     commands.refuse_same(sources, targets)
     commands.unwritten([(sources[0], target) for target in targets], overwrite=overwrite)
     net = load(weights, device_of(device)) if method == "net" else None
@@ -117,15 +126,15 @@ def merge(
         if method != "mertens":
             _compare(bracket, linear, result, None if net is None else plain, progress.write)
         progress.set_description("write    ")
-        picture = result if method == "mertens" else _toned(result)
+        seen = result if method == "mertens" else _toned(result, tone)
         if method == "mertens":
-            _write(out, images.developed(picture, bracket.like, 16 if out.suffix.lower() in (".tif", ".tiff") else 8))
+            _write(out, images.developed(seen, bracket.like, _bits(out)))
         else:
             radiance = images.merged(result, bracket.like)
             _write(out, radiance)
-            _write(out.with_suffix(".png"), images.developed(picture, radiance, 8))
+            _write(shown, images.developed(seen, radiance, _bits(shown)))
         if show_steps is not None:
-            _write(show_steps, images.plain(_sheet(bracket, aligned, _toned(plain), picture, method)))
+            _write(show_steps, images.plain(_sheet(bracket, aligned, _toned(plain, tone), seen, method)))
         progress.update()
     for target in targets:
         print(f"wrote {target}")
@@ -164,15 +173,20 @@ def _tiles(net: Callable[[Tensor, Tensor], Tensor], height: int, width: int) -> 
     return [(top, left, min(top + side, height), min(left + side, width)) for top, left in corners]
 
 
-def _targets(out: Path, method: str, show_steps: Path | None) -> list[Path]:
+def _targets(out: Path, method: str, picture: Path | None, shown: Path, show_steps: Path | None) -> list[Path]:
     if method == "mertens":
+        if picture is not None:
+            raise Refusal(f"--picture {picture}: Mertens' fusion is a picture itself, leave it out")
         if out.suffix.lower() in images.RADIANCE:
             raise Refusal(f"{out}: Mertens' fusion is a picture, not a radiance, choose .png, .tif or .jpg")
         commands.check_file(out, images.PICTURES)
         targets = [out]
     else:
         commands.check_file(out, _OUT)
-        targets = [out, out.with_suffix(".png")]
+        commands.check_file(shown, images.PICTURES)
+        if shown == out:
+            raise Refusal(f"--picture {shown}: is written already, choose another name")
+        targets = [out, shown]
     if show_steps is not None:
         commands.check_file(show_steps, images.PICTURES)
         if show_steps in targets:
@@ -221,9 +235,15 @@ def _compare(
     tell(f"  agrees with {bracket.paths[bracket.middle].name}, where that is well exposed, to {found:.1f} dB{beside}")
 
 
-def _toned(radiance: np.ndarray) -> np.ndarray:
+def _toned(radiance: np.ndarray, tone: str) -> np.ndarray:
+    if tone == "mu":
+        return compressed(radiance)
     image = torch.from_numpy(radiance).permute(2, 0, 1)[None]
     return bilagrid.tonemap(image, contrast=_CONTRAST)[0].permute(1, 2, 0).numpy()
+
+
+def _bits(path: Path) -> int:
+    return 16 if path.suffix.lower() in (".tif", ".tiff") else 8
 
 
 def _write(path: Path, picture: images.Picture) -> None:
