@@ -34,12 +34,13 @@ _STOPS = (1.0, 1.5, 2.0, 2.0, 2.5, 3.0, 3.5)
 _RANGE = (0.8, 3.5)
 # Deviation in stops of how much brighter an exposure is than it says.
 _OFF = (0.0, 0.03, 0.15)
-# Share of brackets that are of two exposures.
-_PAIRS = 0.08
+# Shares of brackets that are of two exposures, and of a stage.
+_PAIRS, _STAGES = 0.08, 0.25
 _MOST_OBJECTS = 4
 # Variance of shot noise at white, and deviation of read noise: from base sensitivity in the sun to a stage at night.
 _SHOT = (1e-5, 3e-3)
 _READ = (1e-4, 1e-2)
+_NIGHT = (1e-4, 3e-3), (1e-3, 1e-2)
 
 
 class Photographs:
@@ -90,11 +91,15 @@ class Generated(Dataset[Item]):
         side = self.side + 2 * _MARGIN
         ev = _exposures(rng)
         white = 2.0 ** -float(ev[1])
-        background = _lit(self.photographs.tile(rng, side), rng, white)
+        stage = rng.random() < _STAGES
+        background = self.photographs.tile(rng, side)
+        if stage and rng.random() < 0.5:
+            background = _beams(background, int(rng.integers(3, 9)))
+        background = _lit(background, rng, white, stage)
         still = rng.random() < 0.25
         views = [background if still or i == 1 else _warped(background, _near_identity(rng, side)) for i in range(3)]
         for _ in range(int(rng.integers(_MOST_OBJECTS + 1))):
-            thing = _lit(self.photographs.tile(rng, side), rng, white)
+            thing = _lit(self.photographs.tile(rng, side), rng, white, stage)
             shape = _blob(rng, side)
             cut = torch.cat([thing * shape, shape], 1)
             for i, place in enumerate(_path(rng, _clipped(views[1], white, rng))):
@@ -102,7 +107,7 @@ class Generated(Dataset[Item]):
                 views[i] = moved[:, :3] + (1 - moved[:, 3:]) * views[i]
         inside = slice(_MARGIN, _MARGIN + self.side)
         scene = torch.cat(views).clamp(0, 1)[..., inside, inside].permute(0, 2, 3, 1).numpy()
-        ldr, truth = _photographed(scene, ev, rng), np.ascontiguousarray(scene[1])
+        ldr, truth = _photographed(scene, ev, rng, dark=stage), np.ascontiguousarray(scene[1])
         if rng.random() < _PAIRS:
             ldr, ev, truth = _pair(ldr, ev, truth, rng)
         return Bracket(ldr, ev, truth)
@@ -131,20 +136,28 @@ def _exposures(rng: np.random.Generator) -> np.ndarray:
     return np.array([0, steps[0], steps[0] + steps[1]], np.float32)
 
 
-def _lit(linear: Tensor, rng: np.random.Generator, white: float) -> Tensor:
-    """Radiance in [0, 1], of which the middle exposure clips what is above ``white``: a photograph of other contrast and colour, under uneven, tinted light."""
+def _lit(linear: Tensor, rng: np.random.Generator, white: float, stage: bool) -> Tensor:
+    """Radiance in [0, 1], of which the middle exposure clips what is above ``white``: a photograph of other contrast and colour, under uneven, tinted light.
+
+    On a stage it is dark, and light is of such colours that a channel or two may see nothing of it.
+    """
     side = linear.shape[-1]
     grey = linear.mean(1, keepdim=True)
-    vivid = float(2 ** rng.uniform(-1, 1.5)) if rng.random() < 0.5 else 1.0
+    vivid = float(2 ** (rng.uniform(0, 2.5) if stage else rng.uniform(-1, 1)))
     colour = (grey + vivid * (linear - grey)).clamp(min=0)
     strongest = colour.amax(1).flatten()
     bright = strongest.kthvalue(int(rng.uniform(0.5, 1.0) * strongest.numel())).values.clamp(min=1e-3)
-    stops = rng.uniform(-3, 0) if rng.random() < 0.3 else rng.uniform(-0.5, 0.5)
-    # Of stage lights and the like, of which a channel or two may see nothing, now and then.
-    tint = torch.from_numpy(rng.normal(0, rng.choice([0.2, 0.2, 1.5]), 3).astype(np.float32))[None, :, None, None]
+    stops = rng.uniform(-4, 0) if stage or rng.random() < 0.2 else rng.uniform(-0.5, 0.5)
+    hue = rng.normal(0, 3.0 if stage else 0.3, 3)
+    tint = torch.from_numpy((hue - hue.max()).astype(np.float32))[:, None, None]
     uneven = float(rng.uniform(0, 1.2)) * -float(np.log2(white))
     light = _smooth(rng, side, int(rng.integers(1, 6))) * uneven + tint + float(stops)
     return ((colour / bright) ** float(rng.uniform(0.8, 2.0)) * white * torch.exp2(light)).clamp(0, 1)
+
+
+def _beams(linear: Tensor, nodes: int) -> Tensor:
+    """Nothing but light: a picture so unsharp that it changes over a ``nodes``-th of its side."""
+    return F.interpolate(F.adaptive_avg_pool2d(linear, nodes), size=linear.shape[-2:], mode="bicubic").clamp(min=0)
 
 
 def _smooth(rng: np.random.Generator, side: int, nodes: int) -> Tensor:
@@ -209,12 +222,12 @@ def _warped(picture: Tensor, matrix: Tensor, border: str = "reflection") -> Tens
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode=border, align_corners=False)
 
 
-def _photographed(scene: np.ndarray, ev: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a camera makes of radiance ``(3, H, W, 3)``: exposure, shot and read noise, clipping, gamma, and 8, 12 or 16 bits."""
+def _photographed(scene: np.ndarray, ev: np.ndarray, rng: np.random.Generator, dark: bool) -> np.ndarray:
+    """What a camera makes of radiance ``(3, H, W, 3)``: exposure, shot and read noise, clipping, gamma, and 8, 12 or 16 bits; more noise in the dark."""
     # Shutters are not quite what they say, and responses no plain gamma; the middle exposure is what radiance is measured by.
     error = rng.normal(0, rng.choice(_OFF), 3) * np.array([1, 0, 1])
     gathered = scene * np.exp2(ev + error).astype(np.float32)[:, None, None, None]
-    shot, read = (np.float32(np.exp(rng.uniform(*np.log(span)))) for span in (_SHOT, _READ))
+    shot, read = (np.float32(np.exp(rng.uniform(*np.log(span)))) for span in (_NIGHT if dark else (_SHOT, _READ)))
     noise = rng.standard_normal(gathered.shape, np.float32) * np.sqrt(shot * gathered + read**2)
     # Some saturate before their files do.
     full = rng.uniform(0.9, 1) if rng.random() < 0.25 else 1.0

@@ -16,6 +16,7 @@ from nets.deghost.data import Patches, Scenes
 from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import compressed, loss
+from nets.deghost.shipped import load
 from nets.training import Schedule
 
 # As published, but for its length: 200 000 steps of 16 patches are about 20 times all patches of Kalantari's 74 scenes.
@@ -30,6 +31,7 @@ def train(
     variant: Literal["resnet", "unet"] = "resnet",
     width: int = 64,
     reduce: int = 1,
+    start: str | None = None,
     crop: int = 256,
     align: Literal["homography", "flow", "none"] = "homography",
     schedule: Annotated[Schedule, tyro.conf.arg(name="")] = _PUBLISHED,
@@ -51,6 +53,9 @@ def train(
     python -m nets.deghost train Training run --reduce 4 --crop 512
         a network that looks at exposures a quarter as wide and high
 
+    python -m nets.deghost train Training run --start deghost --lr 1e-4
+        goes on from the model that comes along
+
     python -m nets.deghost train Training run --resume
         goes on after Ctrl-C, to the same weights as if nothing had been
 
@@ -63,6 +68,7 @@ def train(
         variant: resnet, the better one, or unet.
         width: channels of the first layer; the published network has 64.
         reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; 4 is eleven times as fast.
+        start: weights to go on from, what train wrote or the model that comes along: deghost; variant, width and reduce are then theirs.
         crop: side of the patches, in pixels; smaller where a scene is smaller.
         align: how exposures of scenes are brought to the place of the middle one, as merge does; those that are made of photographs lie there but for a rest.
         resume: go on with the run in RUN.
@@ -91,8 +97,12 @@ def train(
             # Before the workers are forked, which then share it.
             scenes.preload()
     torch.manual_seed(schedule.seed)
-    whole = DeghostNet(variant=variant, width=width)
-    net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
+    if start is None:
+        whole = DeghostNet(variant=variant, width=width)
+        net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
+    else:
+        net = load(start)
+        settings["start"] = start
     settings |= {"crop": side, "scenes": names}
     training.train(net, data, out, schedule, settings, resume=resume, betas=_BETAS, loss=loss, show=_show)
     model = out / training.MODEL
