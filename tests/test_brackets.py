@@ -291,6 +291,22 @@ def test_too_little_to_match_falls_back_to_a_translation():
     assert np.abs(found.ldr[0] - wanted)[inside].mean() < np.abs(ldr[0] - wanted)[inside].mean() / 4
 
 
+def test_a_motion_that_makes_nothing_agree_better_is_not_believed():
+    """Of a flat wall only a thing on it has features, and it moves: the wall stays."""
+    light = np.full((400, 500, 3), 0.2)
+    light += 0.1 * np.sin(np.arange(500) / 60)[:, None] * np.sin(np.arange(400) / 50)[:, None, None]
+    thing = radiance("coffee")[100:240, 100:260]
+    scenes = []
+    for left in (60, 130):
+        scene = light.copy()
+        scene[150:290, left : left + 160] = thing
+        scenes.append(scene)
+    ldr = np.stack([exposures(scenes[0], [-1.0])[0], exposures(scenes[1], [0.0])[0]])
+    found = align.align(ldr, np.array([0.0, 1.0]), 1)
+    assert "left as it is" in found.notes[0]
+    np.testing.assert_array_equal(found.ldr, ldr)
+
+
 def test_nothing_to_match_is_left_and_said():
     generator = np.random.default_rng(0)
     ldr = generator.random((2, 80, 100, 3)).astype(np.float32)

@@ -14,6 +14,9 @@ _RATIO = 0.8  # of the nearest to the second nearest descriptor (Lowe)
 _TOLERANCE = 2.0  # pixels
 _MATCHES, _SHARE = 24, 0.25  # that agree on one homography, at the least
 _FARTHEST = 0.25  # of the diagonal, that a corner may move
+# How much of the difference a motion may leave: a homography on which features agree, which noise may hide, and a translation without.
+_NO_WORSE, _BETTER = 1.05, 0.8
+_STRONG = 0.1  # of white, beyond which all differences are alike
 _STANDS = 0.25  # pixels: what moves half of the picture by no more is left as it is, not blurred
 _SMALLEST = 64  # pixels of the shorter side: five halvings leave thresholds something to compare
 _AGREES = 0.7  # correlation that makes a translation credible
@@ -207,11 +210,14 @@ def _background(picture: np.ndarray, reference: np.ndarray, stops: float) -> tup
         grid = np.stack(np.meshgrid(np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 9)), -1).reshape(-1, 2)
         if np.median(_motion(matrix, grid)) <= _STANDS:
             return None, f"stands still ({why})"
+        if _apart(gray, gray_to, matrix) > _NO_WORSE * _apart(gray, gray_to):
+            return None, f"no motion found that makes it agree better ({why}): left as it is"
         return matrix, f"moved by {_farthest(matrix, gray.shape):.1f} pixels at the most ({why})"
     shift = _translation(gray, gray_to)
-    if shift is None:
+    if shift is not None:
+        matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]], np.float64)
+    if shift is None or _apart(gray, gray_to, matrix) >= _BETTER * _apart(gray, gray_to):
         return None, f"too little to match ({why}, of {_MATCHES} wanted): left as it is"
-    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]], np.float64)
     return matrix, f"too little to match for a homography ({why}): moved by ({shift[0]:.1f}, {shift[1]:.1f}) pixels"
 
 
@@ -229,6 +235,15 @@ def _same_exposure(picture: np.ndarray, reference: np.ndarray, stops: float) -> 
 def _brightened(short: np.ndarray, long: np.ndarray) -> np.ndarray:
     share, share_to = (np.cumsum(np.bincount(gray.ravel(), minlength=256)) / gray.size for gray in (short, long))
     return np.searchsorted(share_to, share - 1e-9).clip(0, 255).astype(np.uint8)[short]
+
+
+def _apart(gray: np.ndarray, gray_to: np.ndarray, matrix: np.ndarray | None = None) -> float:
+    """How much a picture moved by a matrix differs from another, where it shows something; what differs strongly, as moving things do, counts no more for it."""
+    picture, reference = (one.astype(np.float32) / 255 for one in (gray, gray_to))
+    shown = np.ones(gray.shape, bool)
+    if matrix is not None:
+        picture, shown = warp(picture, matrix)
+    return float(np.minimum(np.abs(picture - reference)[shown], _STRONG).mean()) if shown.any() else math.inf
 
 
 def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
