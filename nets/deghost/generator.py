@@ -35,7 +35,7 @@ _RANGE = (0.8, 3.5)
 # Deviation in stops of how much brighter an exposure is than it says.
 _OFF = (0.0, 0.03, 0.15)
 # Shares of brackets that are of two exposures, and of a stage.
-_PAIRS, _STAGES = 0.08, 0.25
+_PAIRS, _STAGES = 0.08, 0.35
 _MOST_OBJECTS = 4
 # Variance of shot noise at white, and deviation of read noise: from base sensitivity in the sun to a stage at night.
 _SHOT = (1e-5, 3e-3)
