@@ -17,6 +17,7 @@ from nets import metrics
 from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.classical import debevec, mertens
 from nets.deghost.data import Bracket, Scenes, tensors
+from nets.deghost.detail import detailed
 from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
@@ -49,6 +50,7 @@ def evaluate(
     crop: int = 256,
     seed: int = 1,
     align: Literal["homography", "flow", "none"] = "homography",
+    detail: bool = True,
     device: str = "auto",
     table: Path | None = None,
     show: Path | None = None,
@@ -74,6 +76,7 @@ def evaluate(
         crop: with --generate: their side in pixels.
         seed: with --generate: decides every bracket; train's is 0, so that another seed gives others.
         align: how exposures are brought to the place of the middle one, as in merge.
+        detail: measure what merge gives, the network's radiance with the detail of exposures that agree with it; --no-detail: the network alone.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         table: a CSV file to write the table to as well.
         show: a picture to write of the first scenes: exposures, naive merge, result and truth, a row each.
@@ -90,7 +93,7 @@ def evaluate(
             commands.unwritten([(Path(), target)], overwrite=overwrite)
     source: Source = _Made(list(paths), scenes, crop, seed, align) if generate else Scenes(paths, align)
     makers: dict[str, Maker] = {
-        "model": lambda bracket: merge(net, bracket),
+        "model": lambda bracket: merge(net, bracket, detail=detail),
         "debevec": lambda bracket: naive(bracket),
         "mertens": fused,
     }
@@ -100,18 +103,19 @@ def evaluate(
         commands.replace(table, as_csv(rows))
         print(f"wrote {table}")
     if show is not None:
-        picture = images.plain(_sheet(source, net))
+        picture = images.plain(_sheet(source, makers["model"]))
         images.check_target(show, picture.spec)
         images.write(show, picture.values, picture)
         print(f"wrote {show}")
 
 
-def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket) -> np.ndarray:
-    """The network's radiance ``(H, W, 3)`` of a whole bracket."""
+def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket, *, detail: bool) -> np.ndarray:
+    """The network's radiance ``(H, W, 3)`` of a whole bracket, alone or with `detailed`."""
     device = next(net.parameters()).device
     ldr, ev, _ = tensors(bracket)
     with torch.inference_mode():
-        return net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
+        radiance = net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
+    return detailed(radiance, bracket.pixels(), bracket.ev, bracket.valid) if detail else radiance
 
 
 def naive(bracket: Bracket) -> np.ndarray:
@@ -174,12 +178,12 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _sheet(source: Source, net: DeghostNet | BilateralDeghost) -> np.ndarray:
+def _sheet(source: Source, model: Maker) -> np.ndarray:
     """The first scenes, a row each; radiance by the μ-law."""
     rows = []
     for k in range(min(len(source.names), _SHOWN)):
         bracket = source.bracket(k)
-        merged = [("naive merge", naive(bracket)), ("result", merge(net, bracket)), ("truth", bracket.truth)]
+        merged = [("naive merge", naive(bracket)), ("result", model(bracket)), ("truth", bracket.truth)]
         exposures = zip(("short", "middle", "long"), bracket.pixels(), strict=True)
         rows.append([*exposures, *((name, compressed(radiance)) for name, radiance in merged)])
     return demonstration.sheet(rows)

@@ -24,6 +24,7 @@ from nets.deghost import response as responses
 from nets.deghost.align import Aligned
 from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.bracket import Bracket
+from nets.deghost.detail import detailed
 from nets.deghost.evaluate import agreement
 from nets.deghost.radiance import compressed
 from nets.deghost.shipped import load
@@ -48,6 +49,7 @@ def merge(
     align: Literal["homography", "flow", "none"] = "homography",
     response: Literal["gamma", "debevec"] = "gamma",
     method: Literal["net", "debevec", "mertens"] = "net",
+    detail: bool = True,
     tone: Literal["bilateral", "mu"] = "bilateral",
     picture: Path | None = None,
     show_steps: Path | None = None,
@@ -86,6 +88,7 @@ def merge(
         response: how pixel values stand for light. gamma: to the power of 2.2. debevec: as the photographs themselves tell (Debevec and Malik, 1997).
         method: net: by a network, without ghosts. debevec: the weighted mean of the radiances. mertens: exposure fusion, a picture and no radiance,
             so that OUT is PNG, TIFF or JPEG.
+        detail: for --method net: the network's radiance is sharpened by the exposures that agree with it; --no-detail: the network alone.
         tone: how radiance becomes a picture. bilateral: large contrasts compressed, detail as it was (Durand and Dorsey, 2002). mu: log(1 + 5000 H).
         picture: the tone-mapped picture, PNG, JPEG, or TIFF of 16 bits; by default OUT.png.
         show_steps: a picture to write of the photographs, their alignment, what moved, the plain mean with its ghosts, and the result.
@@ -123,6 +126,8 @@ def merge(
             tiles = _tiles(net, *bracket.like.size)
             progress.total += len(tiles)
             result = by_network(net, linear, bracket.ev, bracket.middle, progress.update)
+            if detail:
+                result = detailed(result, linear, bracket.ev, aligned.valid)
         if method != "mertens":
             _compare(bracket, linear, result, None if net is None else plain, progress.write)
         progress.set_description("write    ")

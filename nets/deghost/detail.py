@@ -1,0 +1,88 @@
+"""Detail for a network's radiance, from the exposures that agree with it."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from nets.deghost.radiance import GAMMA, MU, compressed
+
+_CERTAIN = 0.03  # deviation that a network's T(H) is taken to have
+_FLOOR = 1e-3  # the least that an exposure's is: of its alignment
+_FULL = (0.8, 0.97)  # encoded values between which an exposure ceases to count
+_LEAST_NOISE = 0.7 / 255
+_DARKEST = 0.02  # encoded value below which noise is as there
+_SEEN = 100  # pixels at the least from which noise is learned
+_STRIP, _HALO = 512, 4  # rows that are computed at once, and as many as the windows reach beyond them
+_KERNEL = np.array(
+    [[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32
+)  # blind to edges and slopes; its squares sum to 36
+
+
+def detailed(radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """A network's radiance sharpened and rid of its errors by the exposures that agree with it, each as far as its noise lets it know better::
+
+        T(H) = (T(H_net) / s² + sum_i c_i T(H_i) / s_i²) / (1 / s² + sum_i c_i / s_i²),   c_i = exp(-(d_i / 2s)²)
+
+    where T is the μ-law, s_i the deviation of T(H_i) by the exposure's noise, and d_i how far the two are apart around a pixel. So the network says which
+    exposures show the scene as the middle one saw it, and fills in where none does; ghosts are left out as far as it knows them.
+
+    Args:
+        radiance: ``(H, W, 3)`` in [0, 1], where 1 is white in the shortest exposure.
+        ldr: ``(K, H, W, 3)`` in [0, 1], aligned, encoded by gamma.
+        ev: ``(K,)``, log2 exposures, from any zero.
+        valid: ``(K, H, W)``, where each exposure shows the scene; by default everywhere.
+
+    Returns:
+        ``(H, W, 3)`` float32 in [0, 1].
+
+    Example:
+        >>> light = np.linspace(0.01, 0.2, 64, dtype=np.float32)[:, None, None] * np.ones((1, 64, 3), np.float32)
+        >>> ldr = np.stack([light, 4 * light]) ** (1 / 2.2)
+        >>> bool(np.abs(detailed(light * 1.03, ldr, np.array([0.0, 2.0])) - light).mean() < 0.3 * 0.03 * light.mean())
+        True
+    """
+    gains = 2.0 ** (ev.min() - np.asarray(ev, np.float64))
+    noises = [_noise(np.asarray(exposure, np.float32)) for exposure in ldr]
+    shown = np.ones(ldr.shape[:3], bool) if valid is None else valid
+    result = np.empty(radiance.shape, np.float32)
+    height = len(radiance)
+    for top in range(0, height, _STRIP):
+        first, bottom = max(top - _HALO, 0), min(top + _STRIP, height)
+        rows = slice(first, min(bottom + _HALO, height))
+        strip = _mean(np.asarray(radiance[rows], np.float32), ldr[:, rows], shown[:, rows], gains, noises)
+        result[top:bottom] = strip[top - first : bottom - first]
+    return result
+
+
+def _mean(
+    radiance: np.ndarray, ldr: np.ndarray, shown: np.ndarray, gains: np.ndarray, noises: list[float]
+) -> np.ndarray:
+    net = compressed(radiance)
+    total, weight = net / np.float32(_CERTAIN**2), np.full_like(net, 1 / _CERTAIN**2)
+    for exposure, here, gain, noise in zip(ldr, shown, gains, noises, strict=True):
+        encoded = np.clip(np.asarray(exposure, np.float32), 0, 1)
+        light = encoded ** np.float32(GAMMA) * np.float32(gain)
+        seen = compressed(light)
+        # By the slopes of the gamma and of the μ-law.
+        slope = np.maximum(encoded, _DARKEST) ** np.float32(GAMMA - 1) / (1 + np.float32(MU) * light)
+        deviation = slope * np.float32(GAMMA * gain * MU / math.log1p(MU) * noise)
+        # Noise is left out of it, and what disagrees takes its surroundings along.
+        apart = cv2.blur(np.abs(cv2.blur(seen - net, (3, 3))), (5, 5)).max(-1, keepdims=True)
+        agrees = np.exp(-((apart / (2 * _CERTAIN)) ** 2))
+        room = np.clip((_FULL[1] - encoded.max(-1, keepdims=True)) / (_FULL[1] - _FULL[0]), 0, 1)
+        certainty = agrees * room * here[..., None] / (deviation**2 + np.float32(_FLOOR**2))
+        total += certainty * seen
+        weight += certainty
+    return np.clip(np.expm1(total / weight * np.float32(math.log1p(MU))) / np.float32(MU), 0, 1)
+
+
+def _noise(encoded: np.ndarray) -> float:
+    """Deviation of the noise of a photograph, by the median of what no slope or edge explains."""
+    unexplained = cv2.filter2D(encoded, -1, _KERNEL)
+    inside = (encoded > _DARKEST) & (encoded < _FULL[1])
+    if inside.sum() < _SEEN:
+        return _LEAST_NOISE
+    return max(float(np.median(np.abs(unexplained[inside]))) / 0.6745 / 6, _LEAST_NOISE)
