@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,25 @@ def test_train_at_reduced_resolution(tmp_path, photos, scenes, capsys):
     assert "reduce = 2" in refused(capsys, *options, "--reduce", 4, "--steps", 4, "--resume")
     assert run("eval", scenes, "--weights", out / "model.safetensors") == 0
     assert isinstance(load(out / "model.safetensors"), BilateralDeghost)
+
+
+def test_a_run_starts_from_a_model(tmp_path, photos, model, capsys):
+    """Its first step changes that model's weights, whatever width is asked for; a run that goes on keeps to its start."""
+    out = tmp_path / "run"
+    options = ("train", photos, out, "--generate", *SMALL, "--width", 3, "--lr", 1e-6)
+    assert run(*options, "--start", model, "--steps", 1) == 0
+    begun, gone = load(model), load(out / "model.safetensors")
+    assert gone.config == begun.config
+    pairs = [*zip(begun.parameters(), gone.parameters(), strict=True)]
+    assert max(float((one - other).detach().abs().max()) for one, other in pairs) <= 1.1e-6
+    assert any((one != other).any() for one, other in pairs)
+    other = Path(shutil.copy(model, tmp_path / "other.safetensors"))
+    assert "start = " in refused(capsys, *options, "--start", other, "--steps", 2, "--resume")
+    none = tmp_path / "none.safetensors"
+    assert "none.safetensors: no such file" in refused(
+        capsys, *options[:2], tmp_path / "b", *options[3:], "--start", none
+    )
+    assert not (tmp_path / "b").exists()
 
 
 def test_eval_on_photographs(photos, model, capsys):

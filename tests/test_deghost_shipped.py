@@ -13,10 +13,11 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from nets import deghost, weights
-from nets.deghost import evaluate
+from nets.deghost import evaluate, shipped
 from nets.deghost.__main__ import main
 from nets.deghost.generator import Generated, Photographs
 from tests.test_brackets import exposed
+from tests.test_docs import run as run_examples
 
 
 def test_beats_the_naive_merge_by_3_db(held_out, tmp_path, capsys):
@@ -44,6 +45,9 @@ def test_comes_first_where_nothing_is_said_and_leaves_no_ghost(tmp_path, capsys)
     said = next(line for line in capsys.readouterr().out.splitlines() if "agrees with 1.png" in line)
     near, plain = (float(part.split(" dB")[0]) for part in said.split(" to ")[1:])
     assert near > plain + 3
+    assert main(["merge", *map(str, paths), str(tmp_path / "alone.exr"), "--no-detail"]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if "agrees with 1.png" in line)
+    assert near > float(said.split(" to ")[1].split(" dB")[0]) + 3
     result, _ = load(tmp_path / "out.exr")
     middle = scene.copy()
     middle[80:160, 120:190] = card[:80, 60:130]
@@ -60,6 +64,12 @@ def test_says_how_it_was_made():
     assert facts["settings"]["generate"]
     assert {"seed", "lr", "batch", "scenes", "crop"} <= facts["settings"].keys()
     assert facts["seconds"] > 0
+
+
+def test_example():
+    tried, failed = run_examples(deghost.load, "load", shipped)
+    assert tried > 0
+    assert failed == 0
 
 
 def test_unknown_names_are_refused():
