@@ -5,6 +5,7 @@ Operators are called forward, on tensors that need gradients, of so few pixels t
 - ``meta``: on tensors without data, so checks, autograd and dispatch;
 - ``launcher``: the same with the GPU's launcher, whose launches are recorded instead of made;
 - ``triton``: Triton's way from those launches to their compiled kernels, which it goes at every launch. The driver's own part is not in it;
+- ``plan``: the whole call by a plan, on tensors that need gradients, up to the driver; measured where there is no GPU;
 - ``cpu``: on CPU tensors, kernels and all;
 - ``gpu``: on a GPU where there is one, until the call returns, which is before the GPU is done. The others are the CPU time of this thread.
 
@@ -88,6 +89,9 @@ def measure(function: Callable[..., Tensor], shapes: tuple[Any, ...]) -> dict[st
         found["launcher"] = microseconds(rehearse)
     found["triton"] = microseconds(find_compiled)
     found["launches"] = len(launches)
+    if not torch.cuda.is_available():
+        with _backend.override("gpu"), _regime.override(architecture=_TARGET):
+            found["plan"] = microseconds(caller("cpu"))
     found["cpu"] = microseconds(caller("cpu"))
     if torch.cuda.is_available():
         found["gpu"] = microseconds(caller("cuda"), clock=time.perf_counter)
@@ -95,12 +99,21 @@ def measure(function: Callable[..., Tensor], shapes: tuple[Any, ...]) -> dict[st
     return found
 
 
-class _Driver:
-    """What Triton asks of a driver before it launches, for a GPU that need not be there."""
+class StandIn:
+    """A driver for a GPU that need not be there: Triton compiles for it, and what is launched goes to ``started``, for the kernel of that name."""
+
+    def __init__(self, started: Callable[..., Any] = lambda name, *arguments: None) -> None:
+        self.started = started
+        self.utils = self
 
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device: 0)
+    get_device_properties = staticmethod(lambda device: {"max_shared_mem": 227 << 10})
+    load_binary = staticmethod(lambda name, kernel, shared, device: (None, name, 0, 0, 1024))
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., Any]:
+        return lambda *arguments: self.started(*arguments)
 
 
 def main() -> None:
@@ -109,7 +122,7 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set, and the interpreter is all that would be measured")
     if not torch.cuda.is_available():
-        triton.runtime.driver.set_active(_Driver())
+        triton.runtime.driver.set_active(StandIn())
     for number, (name, (function, shapes)) in enumerate(USES.items()):
         found = measure(function, shapes)
         if number == 0:

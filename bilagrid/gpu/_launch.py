@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,9 +62,9 @@ class Launch:
         chosen = config or self.config
         self.kernel[self.count(chosen.kwargs)](**self.arguments, **_options(chosen))
 
-    def compile(self) -> None:
+    def compile(self) -> Any:
         """Compile it for the current device, without launching it; meta tensors will do."""
-        self.kernel.warmup(**self.arguments, **_options(self.config), grid=self.count(self.config.kwargs))
+        return self.kernel.warmup(**self.arguments, **_options(self.config), grid=self.count(self.config.kwargs))
 
 
 def _options(config: triton.Config) -> dict[str, Any]:
@@ -72,19 +73,27 @@ def _options(config: triton.Config) -> dict[str, Any]:
     return config.kwargs | options
 
 
-_recorded: list[Launch] | None = None
+class _Record(threading.local):
+    launches: list[Launch] | None = None
+
+
+# Of each thread its own: what others launch meanwhile is launched.
+_record = _Record()
 _tuned: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Within it, launchers launch nothing and list what they would have; meta tensors will do. For compiling without a GPU."""
-    global _recorded
-    before, _recorded = _recorded, []
+    """Within it, launchers called from this thread launch nothing and list what they would have; meta tensors will do. For compiling without a GPU."""
+    before, _record.launches = _record.launches, []
     try:
-        yield _recorded
+        yield _record.launches
     finally:
-        _recorded = before
+        _record.launches = before
+
+
+def is_recording() -> bool:
+    return _record.launches is not None
 
 
 def compile_launches(run: Callable[[], None], device: torch.device) -> None:
@@ -117,8 +126,8 @@ def launch(
     safe = math.prod(count(configs[0].kwargs))
     config = choose_config(kernel.__name__, configs, architecture(tensor.device), tensor.dtype, safe)
     chosen = Launch(kernel, configs, config, tensor.dtype, count, arguments)
-    if _recorded is not None:
-        _recorded.append(chosen)
+    if _record.launches is not None:
+        _record.launches.append(chosen)
     elif safe == 0:
         return
     elif tensor.is_cuda:

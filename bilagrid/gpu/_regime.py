@@ -27,6 +27,11 @@ def override(*, regime: Regime | None = None, architecture: str | None = None) -
         _regime, _architecture = before
 
 
+def state() -> tuple[object, ...]:
+    """All that a launcher's choices depend on besides its arguments."""
+    return _regime, _architecture, _allows_tf32()
+
+
 def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
     """Coarse where one row of the grid, interpolated in y, is at most twice as long as one row of the image.
 

@@ -55,6 +55,17 @@ def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
     return _found(_cpu_backend if device == "cpu" else "gpu", module, function)
 
 
+def operator(module: str, function: str, device: str) -> Callable[..., Any]:
+    """The `launcher` of an operator; on a GPU by plans of its launches."""
+    return _operator(_cpu_backend if device == "cpu" else "gpu", module, function)
+
+
+@functools.cache
+def _operator(backend: str, module: str, function: str) -> Callable[..., Any]:
+    found = _found(backend, module, function)
+    return found if backend == "cpu" else _found("gpu", "_plan", "planned")(found)
+
+
 @functools.cache
 def _found(backend: str, module: str, function: str) -> Callable[..., Any]:
     package, remedy = _NEEDS[backend]

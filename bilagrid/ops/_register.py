@@ -85,7 +85,9 @@ def raw_operator(
     def run(device: str) -> Callable[..., Any]:
         def implementation(*values: Any) -> Any:
             positional, flags = arrange(values)
-            return _backend.launcher(module, name, device)(*positional, **flags)
+            # What is a list here is no key of a plan.
+            positional = tuple(tuple(value) if isinstance(value, list) else value for value in positional)
+            return _backend.operator(module, name, device)(*positional, **flags)
 
         return implementation
 
@@ -102,7 +104,7 @@ def raw_operator(
             values = *values[:first], *place, *values[first + 1 :]
         if not plain:
             return operator(*values)
-        found = _backend.launcher(module, name, values[anchor].device.type)
+        found = _backend.operator(module, name, values[anchor].device.type)
         stop = first + takes_lattice
         return found(*values[:stop], **dict(zip(names[after:], values[stop:], strict=True)))
 
