@@ -26,103 +26,12 @@ from triton.runtime.jit import JITFunction
 
 import bilagrid
 from bilagrid import Lattice
-from bilagrid.gpu import _launch, _plan, _regime, total_variation
+from bilagrid.gpu import _launch, _plan, _regime, blur, curves, slice, total_variation
 from bilagrid.ops import _backend
 from perf.overhead import StandIn
-from tests.helpers import STRIDES, strided
+from tests.helpers import STRIDES
+from tests.started import Compiled, arranged, precision, repeats, starts, varied, watched
 from tests.test_torch_integration import RAW
-
-# What is started: the compiled kernel, how many programs, the stream, hooks, and the arguments.
-Started = tuple[Any, tuple[int, ...], Any, tuple[Any, ...], tuple[Any, ...]]
-
-starts: list[Started] = []
-
-
-class Compiled:
-    """What Triton's cache of compiled kernels gives for a key."""
-
-    def __init__(self, source: Any, **options: Any) -> None:
-        self.parameters = source.fn.params
-        self.function, self.packed_metadata = object(), object()
-
-    def launch_metadata(self, *arguments: Any) -> str:
-        return "metadata"
-
-    def run(self, x: int, y: int, z: int, stream: int, function: Any, packed: Any, *rest: Any) -> None:
-        assert function is self.function
-        assert packed is self.packed_metadata
-        starts.append((self, (x, y, z), stream, rest[:3], rest[3:]))
-
-
-def arranged(name: str, values: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
-    """For a raw operator's arguments: its launcher, the same by plans, and how they are called."""
-    called: list[Any] = []
-
-    def stop(module: str, function: str, device: str) -> Any:
-        def note(*positional: Any, **flags: Any) -> None:
-            called.extend((module, function, positional, flags))
-            raise InterruptedError
-
-        return note
-
-    with mock.patch.object(_backend, "operator", stop), contextlib.suppress(InterruptedError):
-        getattr(torch.ops.bilagrid, name).default(*values)
-    module, function, positional, flags = called
-    return _backend.launcher(module, function, "cuda"), _backend.operator(module, function, "cuda"), positional, flags
-
-
-def varied(value: Any, dtype: torch.dtype | None, how: str, shift: int) -> Any:
-    """A tensor of another type that lies another way and begins so many elements into its memory."""
-    if not isinstance(value, Tensor):
-        return value
-    cast = value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    lying = strided(cast, how) if cast.ndim >= 3 else cast
-    if lying.storage_offset() or not shift:
-        return lying
-    span = lying.untyped_storage().nbytes() // lying.element_size()
-    return lying.new_zeros(span + shift).as_strided(lying.shape, lying.stride(), shift).copy_(lying)
-
-
-def watched(call: Callable[..., Any], given: tuple[Any, ...], flags: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """What a call starts and what it returns, memory being named by whose it is."""
-    starts.clear()
-    with _plan._Watch() as watch:
-        out = call(*given, **flags)
-    names: dict[int, Any] = {0: "nothing"}
-    for k, tensor in enumerate(given):
-        if isinstance(tensor, Tensor):
-            names.setdefault(tensor.data_ptr(), ("given", k))
-    for k, tensor in enumerate(watch.made):
-        names.setdefault(tensor.data_ptr(), ("made", k, tensor.untyped_storage().nbytes()))
-
-    def named(value: Any, parameter: Any) -> Any:
-        address = value.data_ptr() if isinstance(value, Tensor) else value
-        return names[address] if parameter.name.endswith("_ptr") and value is not None else value
-
-    listed = [
-        (kernel, programs, stream, [*map(named, arguments, kernel.parameters)])
-        for kernel, programs, stream, _, arguments in starts
-    ]
-    outs = out if isinstance(out, (tuple, list)) else [out]
-    return listed, [type(out), *((names.get(t.data_ptr()), t.shape, t.stride(), t.dtype, t.device) for t in outs)]
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextlib.contextmanager
-def repeats() -> Iterator[mock.Mock]:
-    """How often plans are repeated within."""
-    with mock.patch.object(_plan._Plan, "repeat", autospec=True, side_effect=_plan._Plan.repeat) as repeat:
-        yield repeat
-
 
 STATES: tuple[tuple[_regime.Regime, str, str], ...] = (
     ("coarse", "highest", "sm_90"),
@@ -214,11 +123,22 @@ def hooks_of_triton_see_launches() -> None:
     assert_starts(lambda: by_plan(GRID), by_plan=True)
 
 
-def autotuning_launches_in_its_own_way() -> None:
+def autotuning_and_debugging_launch_in_their_own_way() -> None:
     _, by_plan = variation()
-    with mock.patch.dict(os.environ, BILAGRID_AUTOTUNE="1"):
-        assert_starts(lambda: by_plan(GRID), by_plan=False)
-    assert_starts(lambda: by_plan(GRID), by_plan=True)
+    for switch in ("BILAGRID_AUTOTUNE", "BILAGRID_DEBUG"):
+        with mock.patch.dict(os.environ, {switch: "1"}):
+            assert_starts(lambda: by_plan(GRID), by_plan=False)
+        assert_starts(lambda: by_plan(GRID), by_plan=True)
+    _, by_plan, (grid, points, _, derivative), flags = arranged("slice_points", RAW["slice_points"][1]())
+    beyond = torch.full(points.shape[:3], len(grid))
+    for _ in range(2):
+        by_plan(grid, points, beyond, derivative, **flags)
+    with mock.patch.dict(os.environ, BILAGRID_DEBUG="1"):
+        try:
+            by_plan(grid, points, beyond, derivative, **flags)
+        except IndexError:
+            return
+    raise AssertionError("an index out of range was not told")
 
 
 def another_triton_launches_in_its_own_way() -> None:
@@ -283,8 +203,6 @@ def threads_share_plans() -> None:
 
 
 def what_is_more_than_launches_has_no_plan() -> None:
-    from bilagrid.gpu import blur, curves
-
     by_plan = _plan.planned(blur.blur)
     with repeats() as repeat:
         for _ in range(3):
@@ -302,12 +220,18 @@ def what_is_more_than_launches_has_no_plan() -> None:
             copied = starts[0][4][3]
             assert torch.equal(copied, shifts)
             assert copied.is_contiguous()
+        for name in SORTING:
+            ordinary, by_plan, sorted_by_torch, flags = arranged(name, RAW[name][0]())
+            kernels = []
+            for call in (by_plan, by_plan, ordinary):
+                starts.clear()
+                call(*sorted_by_torch, **flags)
+                kernels.append([kernel for kernel, *_ in starts])
+            assert kernels[0] == kernels[1] == kernels[2] != []
     assert not repeat.called
 
 
 def tensors_of_two_devices_are_left_to_triton() -> None:
-    from bilagrid.gpu import slice
-
     by_plan = _plan.planned(slice.slice)
     grid, guide, lattice = torch.rand(1, 3, 2, 2, 2), torch.rand(1, 4, 5), Lattice.cell_centered((2, 2, 2), (4, 5))
     by_plan(grid, guide, lattice)
@@ -403,15 +327,6 @@ def compiled_kernels_are_started_as_triton_does() -> None:
     assert first[0][9] == GRID.data_ptr()
 
 
-def _has_launcher(name: str) -> bool:
-    """Whether the operator has a launcher for GPUs."""
-    try:
-        arranged(name, RAW[name][0]())
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
@@ -419,7 +334,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         what_depends_on_the_key_is_in_the_key,
         the_same_tensor_twice_is_not_taken_for_one,
         hooks_of_triton_see_launches,
-        autotuning_launches_in_its_own_way,
+        autotuning_and_debugging_launch_in_their_own_way,
         another_triton_launches_in_its_own_way,
         what_is_recorded_is_not_started,
         other_threads_launch_while_one_records,
@@ -435,8 +350,9 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 # In these Triton's own compiler compiles.
 COMPILED = (compiled_kernels_are_started_as_triton_does,)
-# Those with a launcher, in the process of the checks.
-OPERATORS: list[str] = []
+# These have torch sort, and so no plan.
+SORTING = ("slice_points_bwd_grid",)
+OPERATORS = [name for name in RAW if name not in SORTING]
 
 
 def outcome(check: Callable[[], None]) -> str:
@@ -452,7 +368,6 @@ def outcome(check: Callable[[], None]) -> str:
 def main() -> None:
     triton.runtime.driver.set_active(StandIn())
     with _backend.override("gpu"):
-        OPERATORS.extend(filter(_has_launcher, RAW))
         print(json.dumps({name: outcome(check) for name, check in CHECKS.items()}))
 
 

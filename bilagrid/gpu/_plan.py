@@ -29,6 +29,9 @@ _START = (
     "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
 )
 
+# With these, launchers measure or look into tensors.
+_SWITCHES = ("BILAGRID_AUTOTUNE", "BILAGRID_DEBUG")
+
 _ALLOCATIONS = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
 
 # An address that Triton calls aligned is a multiple of this.
@@ -135,18 +138,20 @@ def planned(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _may_plan() -> bool:
-    """Whether nobody asked to see launches or to time them, and Triton is as it was when this was written."""
+    """Whether nobody asked to see launches or more of them than to launch, and Triton is as it was when this was written."""
     hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
     return (
         _starts_as_expected()
         and not _launch.is_recording()
         and not any(getattr(hook, "calls", hook) for hook in hooks)
-        and os.environ.get("BILAGRID_AUTOTUNE") != "1"
+        and not any(os.environ.get(switch) == "1" for switch in _SWITCHES)
     )
 
 
 @functools.cache
 def _starts_as_expected() -> bool:
+    if triton.knobs.runtime.interpret:
+        return False
     try:
         return _START in " ".join(inspect.getsource(JITFunction.run).split())
     except (OSError, TypeError):
