@@ -41,7 +41,14 @@ def names(module: str, package: str) -> bool:
 
 
 # What is made of operators, and what no operator may know of.
-ABOVE = ("bilagrid.filters", "bilagrid.upsample", "bilagrid.nn", "bilagrid.compat")
+ABOVE = (
+    "bilagrid.filters",
+    "bilagrid.editing",
+    "bilagrid.colorization",
+    "bilagrid.upsample",
+    "bilagrid.nn",
+    "bilagrid.compat",
+)
 
 # Where -> what must not be imported there.
 FORBIDDEN = {

@@ -94,6 +94,21 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor | None
         lambda: (100 * _image(),),
         lambda x: bilagrid.tonemap(x, contrast=3, sigma_space=2, gamma=1),
     ),
+    "EqualizeHistogram": (
+        lambda: modules.EqualizeHistogram(clip_limit=3, bins=64),
+        lambda: (_image(),),
+        lambda x: bilagrid.equalize_histogram(x, clip_limit=3, bins=64),
+    ),
+    "Colorize": (
+        lambda: modules.Colorize(sigma_space=2, sigma_color=0.2),
+        lambda: (_image(1), _image(), _guide()),
+        lambda *given: bilagrid.colorize(*given, sigma_space=2, sigma_color=0.2),
+    ),
+    "MergeFlash": (
+        lambda: modules.MergeFlash(sigma_space=2, exposure=0.5),
+        lambda: (_image(), _image()),
+        lambda *given: bilagrid.merge_flash(*given, sigma_space=2, exposure=0.5),
+    ),
 }
 
 

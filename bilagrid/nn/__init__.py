@@ -4,16 +4,20 @@ Each ``forward`` is the function of that name with the module's options, and say
 holds. Only `Curves` has parameters: a grid is what a network predicts, or a parameter of your own.
 """
 
+from bilagrid.nn.editing import Colorize, EqualizeHistogram, MergeFlash
 from bilagrid.nn.filters import BilateralFilter, Fit, GuidedUpsample, JointBilateralUpsample, Tonemap
 from bilagrid.nn.operators import Blur, Curves, Slice, SliceApply, SlicePoints, Splat, TotalVariation
 
 __all__ = [
     "BilateralFilter",
     "Blur",
+    "Colorize",
     "Curves",
+    "EqualizeHistogram",
     "Fit",
     "GuidedUpsample",
     "JointBilateralUpsample",
+    "MergeFlash",
     "Slice",
     "SliceApply",
     "SlicePoints",
