@@ -19,5 +19,9 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> HDRNet:
 
     Raises:
         ValueError: a name that is neither, or a file that does not hold an HDRNet.
+
+    Example:
+        >>> load("contrast")(torch.rand(1, 3, 48, 64)).shape
+        torch.Size([1, 3, 48, 64])
     """
     return weights.load_network(weights.found(name, _FOLDER), HDRNet, device)

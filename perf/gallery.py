@@ -1,0 +1,262 @@
+"""The pictures that README shows, drawn again: ``python -m perf.gallery``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import bilagrid
+from perf.arguments import Parser, RefusalError
+
+_DESCRIPTION = """\
+Draws the pictures that README shows, from photographs that come with scikit-image and scikit-learn and from the rows committed under perf/results, and
+prints what can be measured on them: PSNR in dB against the truth, values clamped to 0..1.
+
+pictures:
+"""
+
+_EXAMPLES = """\
+examples:
+  python -m perf.gallery --overwrite
+  python -m perf.gallery --only colorize flash --out somewhere
+"""
+
+_REMEDY = 'python -m pip install -c constraints.txt -e ".[tests]"'
+_ROOT = Path(__file__).parents[1]
+_ROWS = Path("perf/results/amd-epyc-2-threads")
+_LARGEST = 240_000  # bytes of a JPEG
+_QUALITIES = (93, 90, 87, 84, 80, 75, 70)
+_LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+
+# A sheet's rows of labelled pictures (H, W, 3), and what was measured on them.
+Sheet = list[list[tuple[str, np.ndarray]]]
+Facts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture under the name that README gives it."""
+
+    name: str
+    path: str
+    about: str
+    draw: Callable[[], tuple[Sheet, Facts]]
+
+
+def photograph(name: str) -> Tensor:
+    """A photograph of scikit-image or scikit-learn, (1, 3, H, W) in [0, 1]."""
+    package, folder = ("sklearn", "datasets/images") if name == "china.jpg" else ("skimage", "data")
+    if find_spec(package) is None:
+        raise RefusalError(f"{name} comes with {package}, which is not installed: {_REMEDY}")
+    from PIL import Image
+
+    with Image.open(str(resources.files(package) / folder / name)) as file:
+        pixels = np.asarray(file.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).movedim(-1, 0)[None].contiguous()
+
+
+def psnr(found: Tensor, truth: Tensor) -> float:
+    return -10 * math.log10((found.clamp(0, 1) - truth).square().mean().item())
+
+
+def strokes(height: int, width: int, number: int, length: int, seed: int = 0) -> Tensor:
+    """Bent lines three pixels wide at random, as a mask (1, height, width)."""
+    generator = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=bool)
+    for _ in range(number):
+        y, x, angle = generator.uniform((0, 0, 0), (height, width, 2 * np.pi))
+        for _ in range(length):
+            angle += 0.15 * generator.normal()
+            y, x = y + np.sin(angle), x + np.cos(angle)
+            top, left = max(int(y) - 1, 0), max(int(x) - 1, 0)
+            mask[top : max(int(y) + 2, 0), left : max(int(x) + 2, 0)] = True
+    return torch.from_numpy(mask)[None]
+
+
+def flash_pair(scene: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """A photograph as one lit by flash, the same by warm light from one side and noisy, that without noise, and the exposure of the one over the other.
+
+    Light adds up in linear values, the flash falls off toward the corners and adds to an eighth of the other light, and noise is Gaussian.
+    """
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, extent) for extent in scene.shape[2:]), indexing="ij")
+    linear, exposure = scene**2.2, 1 / 8
+    ambient = linear * torch.tensor([0.8, 0.58, 0.34])[:, None, None] * (0.6 + 0.4 * x)
+    flash = (linear / (1 + 0.8 * (x**2 + y**2)) + exposure * ambient) ** (1 / 2.2)
+    truth = ambient ** (1 / 2.2)
+    noise = [sigma * torch.randn(truth.shape, generator=generator) for sigma in (0.004, 0.07)]
+    return (flash + noise[0]).clamp(0, 1), (truth + noise[1]).clamp(0, 1), truth, exposure
+
+
+def _filter() -> tuple[Sheet, Facts]:
+    before = photograph("coffee.png")
+    after = bilagrid.bilateral_filter(before, sigma_space=16, sigma_color=0.1)
+    return [[("before", _pixels(before)), ("after", _pixels(after))]], {}
+
+
+def _hdrnet(model: str, name: str) -> tuple[Sheet, Facts]:
+    from nets import hdrnet
+    from nets.hdrnet.operators import OPERATORS
+
+    before = photograph(name)
+    truth = _image(OPERATORS[model](_pixels(before)))
+    with torch.inference_mode():
+        after = hdrnet.load(model)(before)
+    row = [("before", _pixels(before)), ("model", _pixels(after)), ("truth", _pixels(truth))]
+    return [row], {"untouched": psnr(before, truth), "model": psnr(after, truth)}
+
+
+def _equalize() -> tuple[Sheet, Facts]:
+    before = photograph("china.jpg")
+    after = bilagrid.equalize_histogram(before, clip_limit=1.5)
+    return [[("before", _pixels(before)), ("after", _pixels(after))]], {}
+
+
+def _colorize() -> tuple[Sheet, Facts]:
+    truth = photograph("coffee.png")
+    gray = (truth * _LUMA).sum(1, keepdim=True)
+    height, width = truth.shape[2:]
+    mask = strokes(height, width, number=60, length=30)
+    found = bilagrid.colorize(gray, truth, mask)
+    painted = torch.where(mask[:, None], truth, gray)
+    row = [("gray, with strokes of colour", painted), ("colorized", found), ("truth", truth)]
+    share = mask.float().mean().item()
+    facts = {"strokes, %": 100 * share, "gray": psnr(gray.expand_as(truth), truth), "colorized": psnr(found, truth)}
+    return [[(label, _pixels(image)) for label, image in row]], facts
+
+
+def _flash() -> tuple[Sheet, Facts]:
+    flash, noisy, truth, exposure = flash_pair(photograph("coffee.png"))
+    found = bilagrid.merge_flash(flash, noisy, exposure=exposure)
+    filters = [(space, color) for space in (1, 2, 4, 8) for color in (0.05, 0.1, 0.2, 0.4)]
+    filtered = [bilagrid.bilateral_filter(noisy, sigma_space=space, sigma_color=color) for space, color in filters]
+    best = max(filtered, key=lambda image: psnr(image, truth))
+    crop = np.s_[..., 40:340, 60:460]
+    row = [("with flash", flash), ("without", noisy), ("merged", found), ("the same light without noise", truth)]
+    rows = [row[:2], row[2:]]
+    facts = {"without": psnr(noisy, truth), "bilateral": psnr(best, truth), "merged": psnr(found, truth)}
+    return [[(label, _pixels(image[crop])) for label, image in row] for row in rows], facts
+
+
+ENTRIES = (
+    Entry("filter", "docs/before_after.jpg", "a cup of coffee under the bilateral filter", _filter),
+    Entry("contrast", "docs/hdrnet_contrast.jpg", "HDRNet: local contrast", lambda: _hdrnet("contrast", "coffee.png")),
+    Entry("shadows", "docs/hdrnet_shadows.jpg", "HDRNet: lifted shadows", lambda: _hdrnet("shadows", "china.jpg")),
+    Entry("tone", "docs/hdrnet_tone.jpg", "HDRNet: a tone curve", lambda: _hdrnet("tone", "rocket.jpg")),
+    Entry("equalize", "docs/equalize.jpg", "local histogram equalisation", _equalize),
+    Entry("colorize", "docs/colorize.jpg", "colours from strokes", _colorize),
+    Entry("flash", "docs/flash.jpg", "a photograph cleaned by one with flash, both made from one photograph", _flash),
+)
+_PLOTS = "plots"
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """The picture ``(H, W, 3)`` in [0, 1] as the best JPEG that is small enough for a page."""
+    from PIL import Image
+
+    whole = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+    for quality in _QUALITIES:
+        data = io.BytesIO()
+        whole.save(data, "jpeg", quality=quality, optimize=True)
+        if data.tell() <= _LARGEST:
+            break
+    return data.getvalue()
+
+
+def plots() -> Iterator[tuple[Path, bytes]]:
+    """Each plot of the committed rows, under its path in the repository."""
+    from perf import plots, rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path in plots.draw(rows.read(_ROOT / _ROWS / "rows.csv"), Path(folder)):
+            if path.suffix == ".png":
+                yield _ROWS / path.name, path.read_bytes()
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image[0].clamp(0, 1).expand(3, -1, -1).movedim(0, -1).numpy()
+
+
+def _image(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).movedim(-1, 0)[None]
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "".join(f"  {entry.name:10}{entry.path}: {entry.about}\n" for entry in ENTRIES)
+    listed += f"  {_PLOTS:10}{_ROWS}/*.png: throughput and roofline of {_ROWS}/rows.csv\n"
+    parser = Parser("python -m perf.gallery", _DESCRIPTION + listed, _EXAMPLES)
+    names = [*(entry.name for entry in ENTRIES), _PLOTS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PICTURE", help="of those above (default: all)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the pictures get their paths (default: this repository)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    return parser
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    for package in ("matplotlib", "PIL", "OpenImageIO"):
+        if find_spec(package) is None:
+            raise RefusalError(f"pictures need {package}, which is not installed: {_REMEDY}")
+    from bilagrid import commands, demonstration
+
+    names = options.only or [*(entry.name for entry in ENTRIES), _PLOTS]
+    out = options.out or _ROOT
+    if options.out is None and not (_ROOT / "README.md").is_file():
+        raise RefusalError(f"{_ROOT} is no clone of the repository: --out names a folder to draw into")
+    if _PLOTS in names and not (_ROOT / _ROWS / "rows.csv").is_file():
+        raise RefusalError(
+            f"{_ROOT / _ROWS / 'rows.csv'}: no such file; the plots are drawn in a clone of the repository"
+        )
+    chosen = [entry for entry in ENTRIES if entry.name in names]
+    for entry in chosen:
+        if (out / entry.path).exists() and not options.overwrite:
+            raise RefusalError(f"{out / entry.path} exists: --overwrite replaces it, --out names another folder")
+
+    def write(path: Path, data: bytes) -> None:
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        commands.replace(out / path, data)
+        progress.write(f"wrote {out / path}")
+
+    measured = []
+    with tqdm(total=len(names), unit="picture", disable=None) as progress:
+        for entry in chosen:
+            progress.set_postfix_str(entry.name)
+            sheet, facts = entry.draw()
+            write(Path(entry.path), jpeg(demonstration.sheet(sheet)))
+            measured += [(entry.name, name, value) for name, value in facts.items()]
+            progress.update()
+        if _PLOTS in names:
+            for path, data in plots():
+                write(path, data)
+            progress.update()
+    for picture, name, value in measured:
+        print(f"{picture:10}{name:12}{value:6.1f}")
+    return 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
+    try:
+        return _gallery(_parser().parse_args(given))
+    except KeyboardInterrupt:
+        print("perf.gallery: interrupted", file=sys.stderr)
+        return 130
+    except (RefusalError, OSError) as error:
+        print(f"perf.gallery: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
