@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 import sys
@@ -41,9 +42,8 @@ _LARGEST = 240_000  # bytes of a JPEG
 _QUALITIES = (93, 90, 87, 84, 80, 75, 70)
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
-# A sheet's rows of labelled pictures (H, W, 3), and what was measured on them.
-Sheet = list[list[tuple[str, np.ndarray]]]
-Facts = dict[str, float]
+# A picture (H, W, 3), and what was measured on it.
+Drawn = tuple[np.ndarray, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Entry:
     name: str
     path: str
     about: str
-    draw: Callable[[], tuple[Sheet, Facts]]
+    draw: Callable[[], Drawn]
 
 
 def photograph(name: str) -> Tensor:
@@ -101,13 +101,13 @@ def flash_pair(scene: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     return (flash + noise[0]).clamp(0, 1), (truth + noise[1]).clamp(0, 1), truth, exposure
 
 
-def _filter() -> tuple[Sheet, Facts]:
+def _filter() -> Drawn:
     before = photograph("coffee.png")
     after = bilagrid.bilateral_filter(before, sigma_space=16, sigma_color=0.1)
-    return [[("before", _pixels(before)), ("after", _pixels(after))]], {}
+    return _sheet([("before", before), ("after", after)]), {}
 
 
-def _hdrnet(model: str, name: str) -> tuple[Sheet, Facts]:
+def _hdrnet(model: str, name: str) -> Drawn:
     from nets import hdrnet
     from nets.hdrnet.operators import OPERATORS
 
@@ -115,17 +115,17 @@ def _hdrnet(model: str, name: str) -> tuple[Sheet, Facts]:
     truth = _image(OPERATORS[model](_pixels(before)))
     with torch.inference_mode():
         after = hdrnet.load(model)(before)
-    row = [("before", _pixels(before)), ("model", _pixels(after)), ("truth", _pixels(truth))]
-    return [row], {"untouched": psnr(before, truth), "model": psnr(after, truth)}
+    row = [("before", before), ("model", after), ("truth", truth)]
+    return _sheet(row), {"untouched": psnr(before, truth), "model": psnr(after, truth)}
 
 
-def _equalize() -> tuple[Sheet, Facts]:
+def _equalize() -> Drawn:
     before = photograph("china.jpg")
     after = bilagrid.equalize_histogram(before, clip_limit=1.5)
-    return [[("before", _pixels(before)), ("after", _pixels(after))]], {}
+    return _sheet([("before", before), ("after", after)]), {}
 
 
-def _colorize() -> tuple[Sheet, Facts]:
+def _colorize() -> Drawn:
     truth = photograph("coffee.png")
     gray = (truth * _LUMA).sum(1, keepdim=True)
     height, width = truth.shape[2:]
@@ -135,20 +135,34 @@ def _colorize() -> tuple[Sheet, Facts]:
     row = [("gray, with strokes of colour", painted), ("colorized", found), ("truth", truth)]
     share = mask.float().mean().item()
     facts = {"strokes, %": 100 * share, "gray": psnr(gray.expand_as(truth), truth), "colorized": psnr(found, truth)}
-    return [[(label, _pixels(image)) for label, image in row]], facts
+    return _sheet(row), facts
 
 
-def _flash() -> tuple[Sheet, Facts]:
+def _flash() -> Drawn:
     flash, noisy, truth, exposure = flash_pair(photograph("coffee.png"))
     found = bilagrid.merge_flash(flash, noisy, exposure=exposure)
     filters = [(space, color) for space in (1, 2, 4, 8) for color in (0.05, 0.1, 0.2, 0.4)]
     filtered = [bilagrid.bilateral_filter(noisy, sigma_space=space, sigma_color=color) for space, color in filters]
     best = max(filtered, key=lambda image: psnr(image, truth))
     crop = np.s_[..., 40:340, 60:460]
-    row = [("with flash", flash), ("without", noisy), ("merged", found), ("the same light without noise", truth)]
-    rows = [row[:2], row[2:]]
+    above = [("with flash", flash[crop]), ("without", noisy[crop])]
+    below = [("merged", found[crop]), ("the same light without noise", truth[crop])]
     facts = {"without": psnr(noisy, truth), "bilateral": psnr(best, truth), "merged": psnr(found, truth)}
-    return [[(label, _pixels(image[crop])) for label, image in row] for row in rows], facts
+    return _sheet(above, below), facts
+
+
+def _deghost() -> Drawn:
+    """By the commands that README shows, on brackets made of the photographs that its model was not trained on."""
+    from bilagrid import images
+    from nets.deghost.__main__ import main as deghost
+    from nets.hdrnet.__main__ import main as hdrnet
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        photographs, shown = Path(folder) / "photos", Path(folder) / "sheet.png"
+        made = ["eval", str(photographs / "held_out"), "--generate", "--scenes", "3", "--show", str(shown)]
+        if hdrnet(["photographs", str(photographs)]) or deghost(made):
+            raise RefusalError("deghost: could not be drawn, for what is said above")
+        return images.read(shown).pixels, {}
 
 
 ENTRIES = (
@@ -156,6 +170,7 @@ ENTRIES = (
     Entry("contrast", "docs/hdrnet_contrast.jpg", "HDRNet: local contrast", lambda: _hdrnet("contrast", "coffee.png")),
     Entry("shadows", "docs/hdrnet_shadows.jpg", "HDRNet: lifted shadows", lambda: _hdrnet("shadows", "china.jpg")),
     Entry("tone", "docs/hdrnet_tone.jpg", "HDRNet: a tone curve", lambda: _hdrnet("tone", "rocket.jpg")),
+    Entry("deghost", "docs/deghost.jpg", "brackets in which things move, merged without ghosts", _deghost),
     Entry("equalize", "docs/equalize.jpg", "local histogram equalisation", _equalize),
     Entry("colorize", "docs/colorize.jpg", "colours from strokes", _colorize),
     Entry("flash", "docs/flash.jpg", "a photograph cleaned by one with flash, both made from one photograph", _flash),
@@ -186,6 +201,13 @@ def plots() -> Iterator[tuple[Path, bytes]]:
                 yield _ROWS / path.name, path.read_bytes()
 
 
+def _sheet(*rows: list[tuple[str, Tensor]]) -> np.ndarray:
+    """Rows of images ``(1, C, H, W)``, each under its label."""
+    from bilagrid import demonstration
+
+    return demonstration.sheet([[(label, _pixels(image)) for label, image in row] for row in rows])
+
+
 def _pixels(image: Tensor) -> np.ndarray:
     return image[0].clamp(0, 1).expand(3, -1, -1).movedim(0, -1).numpy()
 
@@ -209,7 +231,7 @@ def _gallery(options: argparse.Namespace) -> int:
     for package in ("matplotlib", "PIL", "OpenImageIO"):
         if find_spec(package) is None:
             raise RefusalError(f"pictures need {package}, which is not installed: {_REMEDY}")
-    from bilagrid import commands, demonstration
+    from bilagrid import commands
 
     names = options.only or [*(entry.name for entry in ENTRIES), _PLOTS]
     out = options.out or _ROOT
@@ -233,8 +255,8 @@ def _gallery(options: argparse.Namespace) -> int:
     with tqdm(total=len(names), unit="picture", disable=None) as progress:
         for entry in chosen:
             progress.set_postfix_str(entry.name)
-            sheet, facts = entry.draw()
-            write(Path(entry.path), jpeg(demonstration.sheet(sheet)))
+            pixels, facts = entry.draw()
+            write(Path(entry.path), jpeg(pixels))
             measured += [(entry.name, name, value) for name, value in facts.items()]
             progress.update()
         if _PLOTS in names:

@@ -32,7 +32,7 @@ def source(module: str) -> str:
     return Path(spec.origin).read_text()
 
 
-MODULES = [*modules(), *(["nets.hdrnet"] if importlib.util.find_spec("safetensors") else [])]
+MODULES = [*modules(), *(["nets.hdrnet", "nets.deghost"] if importlib.util.find_spec("safetensors") else [])]
 PUBLIC = [
     pytest.param(module, name, id=f"{module}.{name}".removeprefix("bilagrid."))
     for module in map(importlib.import_module, MODULES)

@@ -40,7 +40,7 @@ def test_it_draws_every_picture_that_the_pages_show() -> None:
 
 
 # The others are slower: by a network, or by sixteen filters beside.
-@pytest.mark.parametrize("name", ["filter", "equalize", "colorize", pytest.param("flash", marks=pytest.mark.slow), pytest.param("tone", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("name", ["filter", "equalize", "colorize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flash", "tone", "deghost"))])  # fmt: skip
 def test_a_picture_in_the_repository_is_what_is_drawn(tmp_path: Path, name: str, capsys) -> None:
     assert gallery.main(["--only", name, "--out", str(tmp_path)]) == 0
     entry = next(entry for entry in gallery.ENTRIES if entry.name == name)
