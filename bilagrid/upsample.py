@@ -10,7 +10,7 @@ from torch import Tensor
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
 from bilagrid.ops._bilinear import bilinear_
-from bilagrid.ops._dtypes import widened
+from bilagrid.ops._dtypes import widened, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops._register import Packed, pack, unpack
@@ -255,7 +255,9 @@ def _solve_cells(gram: Tensor, right: Tensor, power: Tensor) -> Tensor:
     # The gain g that makes sum |target - g E t|² least, in the cell and in the whole image. Not by einsum, whose sums depend on the batch.
     at_cells = (..., None, None, None)
     along = (right * identity[at_cells]).sum((1, 2))
-    across = (gram * (identity.mT @ identity)[at_cells]).sum((1, 2))
+    with without_autocast(gram):
+        squared = identity.mT @ identity
+    across = (gram * squared[at_cells]).sum((1, 2))
     everywhere = (along.sum((1, 2, 3), keepdim=True) + _TINY) / (across.sum((1, 2, 3), keepdim=True) + _TINY)
     trust = _PRIOR * power[:, :-1].mean(1)[at_cells]
     gain = (along + trust * everywhere) / (across + trust)

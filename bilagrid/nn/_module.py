@@ -53,6 +53,7 @@ class OnLattice(Module):
             return None
         depth, rows, columns = size
         height, width = pixels.shape[-2:]
-        if min(depth, rows, columns, height, width) < 1:
+        # One by one: the least of symbolic sizes would fix their order in a graph.
+        if any(extent < 1 for extent in (depth, rows, columns, height, width)):
             return None
         return _KINDS[self.lattice]((depth, rows, columns), (height, width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 import torch
@@ -18,3 +19,9 @@ def widened(tensor: Tensor) -> Tensor:
 def promoted(*tensors: Tensor) -> torch.dtype:
     """The smallest type that holds the values of all, scalars counted like the rest."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Within it, autocast does not round to half types the products that a composition makes of a tensor like this one."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()

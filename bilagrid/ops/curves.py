@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks
-from bilagrid.ops._dtypes import promoted, widened
+from bilagrid.ops._dtypes import promoted, widened, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import raw_operator
@@ -167,51 +167,55 @@ class _CurvesBwd(Function):
 
     @staticmethod
     def backward(ctx: Any, along: Tensor, *along_image: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of ``sum_p grad J``, J the derivative of the guide along the incoming gradients, which are a direction in its arguments.
+        with without_autocast(along):
+            return *_along(ctx.saved_tensors, along, along_image), None
 
-        With v the direction and v_u that of u: ``J = sum_c v_mix f(u) + mix (sum_k v_slopes relu - slopes v_shifts step + f'(u) v_u) + v_mix_bias``.
-        """
-        given = ctx.saved_tensors
-        image, *parameters, grad = map(widened, given)
-        matrix, bias, shifts, slopes, mix, mix_bias = parameters
-        parts = along.split([parameter.numel() for parameter in parameters])
-        v_matrix, v_bias, v_shifts, v_slopes, v_mix, v_mix_bias = (
-            part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)
-        )
-        v_image = widened(along_image[0]) if along_image else torch.zeros_like(image)
 
-        mixed = _mixed(matrix, bias, image)
-        over = mixed.unsqueeze(2) - _over_pixels(shifts)
-        step = (over > 0).to(over.dtype)
-        relu = over.clamp(min=0)
-        curved = torch.einsum("mk,nmkhw->nmhw", slopes, relu)
-        slope = torch.einsum("mk,nmkhw->nmhw", slopes, step)
-        guide = torch.einsum("m,nmhw->nhw", mix, curved) + mix_bias
-        inside = ((guide >= 0) & (guide <= 1)).to(guide.dtype)
+def _along(given: tuple[Tensor, ...], along: Tensor, along_image: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The gradients of ``sum_p grad J``, J the derivative of the guide along the incoming gradients, which are a direction in its arguments.
 
-        v_mixed = _mixed(v_matrix, v_bias, image) + torch.einsum("mc,nchw->nmhw", matrix, v_image)
-        v_curved = torch.einsum("mk,nmkhw->nmhw", v_slopes, relu)
-        v_curved = v_curved - torch.einsum("mk,nmkhw->nmhw", slopes * v_shifts, step) + slope * v_mixed
-        v_guide = torch.einsum("m,nmhw->nhw", v_mix, curved) + torch.einsum("m,nmhw->nhw", mix, v_curved) + v_mix_bias
-        v_slope = torch.einsum("mk,nmkhw->nmhw", v_slopes, step)
+    With v the direction and v_u that of u: ``J = sum_c v_mix f(u) + mix (sum_k v_slopes relu - slopes v_shifts step + f'(u) v_u) + v_mix_bias``.
+    """
+    image, *parameters, grad = map(widened, given)
+    matrix, bias, shifts, slopes, mix, mix_bias = parameters
+    parts = along.split([parameter.numel() for parameter in parameters])
+    v_matrix, v_bias, v_shifts, v_slopes, v_mix, v_mix_bias = (
+        part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)
+    )
+    v_image = widened(along_image[0]) if along_image else torch.zeros_like(image)
 
-        grad = (grad * inside).unsqueeze(1)
-        by_mixed = grad * (_over_pixels(v_mix) * slope + _over_pixels(mix) * v_slope)
-        by_v_mixed = grad * _over_pixels(mix) * slope
-        steps = torch.einsum("nhw,nmkhw->mk", grad[:, 0], step)
-        by_slopes = v_mix[:, None] * torch.einsum("nhw,nmkhw->mk", grad[:, 0], relu)
-        by_slopes = by_slopes + mix[:, None] * (torch.einsum("nmhw,nmkhw->mk", grad * v_mixed, step) - v_shifts * steps)
-        grads = (
-            torch.einsum("mc,nmhw->nchw", matrix, by_mixed) + torch.einsum("mc,nmhw->nchw", v_matrix, by_v_mixed),
-            torch.einsum("nmhw,nchw->mc", by_mixed, image) + torch.einsum("nmhw,nchw->mc", by_v_mixed, v_image),
-            by_mixed.sum((0, 2, 3)),
-            -(v_mix[:, None] * slopes + mix[:, None] * v_slopes) * steps,
-            by_slopes,
-            (grad * v_curved).sum((0, 2, 3)),
-            torch.zeros_like(mix_bias),
-            inside * v_guide,
-        )
-        return *(value.to(t.dtype) for value, t in zip(grads, given, strict=True)), None
+    mixed = _mixed(matrix, bias, image)
+    over = mixed.unsqueeze(2) - _over_pixels(shifts)
+    step = (over > 0).to(over.dtype)
+    relu = over.clamp(min=0)
+    curved = torch.einsum("mk,nmkhw->nmhw", slopes, relu)
+    slope = torch.einsum("mk,nmkhw->nmhw", slopes, step)
+    guide = torch.einsum("m,nmhw->nhw", mix, curved) + mix_bias
+    inside = ((guide >= 0) & (guide <= 1)).to(guide.dtype)
+
+    v_mixed = _mixed(v_matrix, v_bias, image) + torch.einsum("mc,nchw->nmhw", matrix, v_image)
+    v_curved = torch.einsum("mk,nmkhw->nmhw", v_slopes, relu)
+    v_curved = v_curved - torch.einsum("mk,nmkhw->nmhw", slopes * v_shifts, step) + slope * v_mixed
+    v_guide = torch.einsum("m,nmhw->nhw", v_mix, curved) + torch.einsum("m,nmhw->nhw", mix, v_curved) + v_mix_bias
+    v_slope = torch.einsum("mk,nmkhw->nmhw", v_slopes, step)
+
+    grad = (grad * inside).unsqueeze(1)
+    by_mixed = grad * (_over_pixels(v_mix) * slope + _over_pixels(mix) * v_slope)
+    by_v_mixed = grad * _over_pixels(mix) * slope
+    steps = torch.einsum("nhw,nmkhw->mk", grad[:, 0], step)
+    by_slopes = v_mix[:, None] * torch.einsum("nhw,nmkhw->mk", grad[:, 0], relu)
+    by_slopes = by_slopes + mix[:, None] * (torch.einsum("nmhw,nmkhw->mk", grad * v_mixed, step) - v_shifts * steps)
+    grads = (
+        torch.einsum("mc,nmhw->nchw", matrix, by_mixed) + torch.einsum("mc,nmhw->nchw", v_matrix, by_v_mixed),
+        torch.einsum("nmhw,nchw->mc", by_mixed, image) + torch.einsum("nmhw,nchw->mc", by_v_mixed, v_image),
+        by_mixed.sum((0, 2, 3)),
+        -(v_mix[:, None] * slopes + mix[:, None] * v_slopes) * steps,
+        by_slopes,
+        (grad * v_curved).sum((0, 2, 3)),
+        torch.zeros_like(mix_bias),
+        inside * v_guide,
+    )
+    return tuple(value.to(t.dtype) for value, t in zip(grads, given, strict=True))
 
 
 def _over_pixels(parameter: Tensor) -> Tensor:
