@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bilagrid
 from bilagrid import Lattice
+from bilagrid.compat.hdrnet import bilateral_slice_apply
+from bilagrid.compat.kornia import joint_bilateral_blur
 from tests.helpers import CONSTRUCTORS, TOLERANCE, Problem, device_of, problems
 
 KINDS = st.sampled_from(sorted(CONSTRUCTORS))
@@ -296,6 +298,14 @@ COMPOSED: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] =
     "guided_upsample": (bilagrid.guided_upsample, ((1, 3, 16, 18), (1, 3, 8, 9), (1, 3, 8, 9))),
     "curves": (bilagrid.curves, ((1, 3, 8, 9), (2, 3), (2,), (2, 4), (2, 4), (2,), ())),
     "slice_apply": (lambda grid, image: bilagrid.slice_apply(grid, None, image), ((1, 12, 3, 2, 2), (1, 3, 8, 9))),
+    "equalize_histogram": (lambda x: bilagrid.equalize_histogram(x, bins=16, clip_limit=2), ((1, 3, 8, 9),)),
+    "colorize": (bilagrid.colorize, ((1, 1, 8, 9), (1, 3, 8, 9), (1, 8, 9))),
+    "merge_flash": (lambda a, b: bilagrid.merge_flash(a, b, exposure=1), ((1, 3, 8, 9), (1, 3, 8, 9))),
+    "hdrnet with eps": (lambda *t: bilateral_slice_apply(*t, eps=1e-2), ((1, 2, 2, 3, 12), (1, 8, 9), (1, 8, 9, 3))),
+    **{
+        f"kornia {border}": (lambda x, g, border=border: joint_bilateral_blur(x, g, 5, 0.2, (1, 1), border), ((1, 2, 8, 9), (1, 1, 8, 9)))
+        for border in ("constant", "reflect", "replicate", "circular")
+    },
 }  # fmt: skip
 
 
