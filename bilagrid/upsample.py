@@ -51,6 +51,7 @@ def fit(
     size: tuple[int, int, int],
     lattice: Lattice | None = None,
     weight: Tensor | None = None,
+    noise: Tensor | None = None,
     method: str = "fast",
 ) -> Tensor:
     """Fits to a pair of images the grid of affine colour maps A that turn the one into the other::
@@ -81,7 +82,10 @@ def fit(
         guide: ``(N, H, W)``, by default the image itself where C_in is 1, its BT.601 luma where C_in is 3.
         size: nodes ``(D, Gh, Gw)`` of the grid; published are 8 planes and a node every 16 pixels.
         lattice: where pixels land; `Lattice.cell_centered` by default, as in every operator.
-        weight: ``(N, H, W)``, how much each pixel counts, or a mask (bool) of those that do. Where it is not above 0, neither image, target nor guide are read, NaN and infinities included.
+        weight: ``(N, H, W)``, how much each pixel counts, or a mask (bool) of those that do. Where it is not above 0, nothing else is read, NaN and infinities included.
+        noise: ``(N, C_in, H, W)``, not negative: the variance of what the maps will meet in an image and ``image`` does not show, such as the noise that went
+            as it was shrunk. The sum that is made least becomes ``sum_p weight (|..|² + sum_i noise_i |A_i|²)``, so that maps lean on the channels that
+            have little of it. For ``"fast"`` alone.
         method: ``"fast"`` or ``"global"``.
 
     Returns:
@@ -89,9 +93,10 @@ def fit(
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes, devices or a lattice that do not fit, another method, or no guide for an image of 2 or more than 3 channels.
+        ValueError: shapes, devices or a lattice that do not fit, another method, noise for the global one, or no guide for an image of 2 or more than 3
+            channels.
 
-    Gradients: to image, target, guide and weight, of any order in reverse mode; those of the global fit by solving with the same matrix once more.
+    Gradients: to image, target, guide, weight and noise, of any order in reverse mode; those of the global fit by solving with the same matrix once more.
     Deterministic. The global solve takes at most 200 steps, and ends when the residual has gone down by 1e-4 (1e-12 in float64) in every image and output
     channel, each of which stops by itself; every 8 steps the host looks whether all have, the one synchronisation, where
     ``torch.compile`` breaks its graph.
@@ -106,7 +111,8 @@ def fit(
     """
     if isinstance(weight, Tensor) and weight.dtype == torch.bool:
         weight = weight.float()
-    named = {"image": image, "target": target} | ({} if weight is None else {"weight": weight})
+    given = {"weight": weight, "noise": noise}
+    named = {"image": image, "target": target} | {name: tensor for name, tensor in given.items() if tensor is not None}
     _checks.tensors(**named, optional=guide)
     _checks.rank("image", image, "(N, C_in, H, W)")
     _checks.rank("target", target, "(N, C_out, H, W)")
@@ -115,9 +121,13 @@ def fit(
     for name, tensor in (("guide", guide), ("weight", weight)):
         if tensor is not None:
             _checks.same(name, tensor, "(N, H, W)", (batch, height, width), "image")
+    if noise is not None:
+        _checks.same("noise", noise, "(N, C_in, H, W)", tuple(image.shape), "image")
     check_method(method)
+    if noise is not None and method == "global":
+        raise ValueError('noise is taken by method="fast" alone, got method="global"')
     lattice = _checks.lattice_for(lattice, size, image, what="size")
-    return _fit(image, target, guide, weight, lattice, method)
+    return _fit(image, target, guide, weight, noise, lattice, method)
 
 
 def guided_upsample(
@@ -186,7 +196,7 @@ def guided_upsample(
     if size is None:
         size = 8, max(1, round(height / 16)), max(1, round(width / 16))
     lattice = Lattice.cell_centered(size, (height, width))
-    grid = _fit(image_low, target_low, guide_low, None, lattice, method)
+    grid = _fit(image_low, target_low, guide_low, None, None, lattice, method)
     left = widened(target_low) - slice_apply(grid, guide_low, widened(image_low), lattice=lattice)
     at_full_size = (extents[0], extents[1])
     upsampled = slice_apply(grid, guide_high, image_high, lattice=lattice.resize(at_full_size))
@@ -199,10 +209,16 @@ def check_method(method: Any) -> None:
 
 
 def _fit(
-    image: Tensor, target: Tensor, guide: Tensor | None, weight: Tensor | None, lattice: Lattice, method: str
+    image: Tensor,
+    target: Tensor,
+    guide: Tensor | None,
+    weight: Tensor | None,
+    noise: Tensor | None,
+    lattice: Lattice,
+    method: str,
 ) -> Tensor:
     """`fit` of checked arguments."""
-    given = [tensor for tensor in (image, target, guide, weight) if tensor is not None]
+    given = [tensor for tensor in (image, target, guide, weight, noise) if tensor is not None]
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in given) else torch.float32
     image, target = image.to(dtype), target.to(dtype)
     if weight is None:
@@ -213,9 +229,16 @@ def _fit(
         weight = torch.where(known, weight.to(dtype), 0)
         image, target = torch.where(known[:, None], image, 0), torch.where(known[:, None], target, 0)
         guide = None if guide is None else torch.where(known, guide, 0)
+        noise = None if noise is None else torch.where(known[:, None], noise, 0)
     guide = own_guide("image", image) if guide is None else guide.to(dtype)
 
     gram, right = _moments(image, target, guide, weight, lattice)
+    if noise is not None:
+        met = splat_(weight.unsqueeze(1) * noise.to(dtype), guide, lattice)
+        # The offset meets none.
+        gram = gram + torch.diag_embed(torch.nn.functional.pad(met, (0,) * 7 + (1,)).movedim(1, -1)).movedim(
+            (-2, -1), (1, 2)
+        )
     total = gram.diagonal(dim1=1, dim2=2).sum((1, 2, 3))
     power = (total + _TINY) / (total[:, -1:] + _TINY)
     fast = _solve_cells(gram, right, power)

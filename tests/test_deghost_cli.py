@@ -103,6 +103,24 @@ def test_train_on_scenes_then_measure(tmp_path, scenes, capsys):
     assert "exists" in refused(capsys, "eval", scenes, "--weights", weights, "--table", table)
 
 
+def test_train_goes_on_from_a_start(tmp_path, photos, model, capsys):
+    """A network that was trained at full size is the start of one that is carried, and that of another."""
+    out, more = tmp_path / "run", tmp_path / "more"
+    arguments = (*SMALL[2:4], "--crop", 64, *SMALL[4:], "--generate", "--reduce", 2, "--steps", 1)
+    assert run("train", photos, out, *arguments, "--start", model, "--lr", 1e-9) == 0
+    begun = load(out / "model.safetensors")
+    assert isinstance(begun, BilateralDeghost)
+    assert begun.config["net"] == load(model).config
+    for name, value in load(model).named_parameters():
+        torch.testing.assert_close(begun.net.get_parameter(name), value, rtol=0, atol=1e-6)
+    assert run("train", photos, more, *arguments, "--start", out / "model.safetensors") == 0
+    assert load(more / "model.safetensors").config == begun.config
+    message = refused(capsys, "train", photos, tmp_path / "other", *arguments, "--reduce", 4, "--start", out / "model.safetensors")  # fmt: skip
+    assert "was trained with --reduce 2, got --reduce 4" in message
+    assert "no such file" in refused(capsys, "train", photos, tmp_path / "other", *arguments, "--start", "none.safetensors")  # fmt: skip
+    assert run("train", photos, more, *arguments, "--steps", 2, "--resume", "--start", out / "model.safetensors") == 0
+
+
 def test_figures_are_of_all_pixels_unclipped():
     truth = np.random.default_rng(0).uniform(0, 1, (30, 40, 3)).astype(np.float32)
     off = truth.copy()

@@ -14,8 +14,10 @@ pytest.importorskip("cv2")
 pytest.importorskip("safetensors")
 
 import bilagrid
+from nets.deghost import BilateralDeghost, DeghostNet
 from nets.deghost import merge as merging
 from nets.deghost.__main__ import main
+from nets.weights import save_network
 from tests.test_brackets import MATRIX, exposed, moved, radiance, taken
 
 
@@ -171,6 +173,31 @@ def test_a_network_sees_tiles_and_gives_the_whole(monkeypatch):
     assert seen[0] == ((1, 3, 3, 64, 64), [[0.0, 2.0, 4.0]])
     merging.by_network(net, ldr[:2], np.array([0.0, 2.0]), 1)
     assert seen[-1][1] == [[0.0, 2.0, 2.0]]
+
+
+def test_large_photographs_are_carried_to_full_size(tmp_path, capsys, monkeypatch):
+    """At full size on request, and always where they are small; a network that was trained to be carried keeps to what it was trained for."""
+    torch.manual_seed(0)
+    plain, carried = tmp_path / "plain.safetensors", tmp_path / "carried.safetensors"
+    save_network(plain, DeghostNet(width=2))
+    save_network(carried, BilateralDeghost(DeghostNet(width=2), reduce=2))
+    paths = taken(tmp_path, radiance()[100:340, 100:420], (0.0, 2.0, 4.0))
+
+    def told(weights, *options):
+        capsys.readouterr()
+        assert run("merge", *paths, tmp_path / "out.exr", "--overwrite", "--weights", weights, *options) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "bilateral grid" in line]
+
+    assert told(plain) == []
+    assert "shrunk by 3, and a bilateral grid carries" in told(plain, "--reduce", 3)[0]
+    assert "shrunk by 2" in told(carried)[0]
+    assert told(carried, "--reduce", 1) == []
+    monkeypatch.setattr(merging, "_LARGE", 320 * 240 - 1)
+    assert "shrunk by 4" in told(plain)[0]
+    assert told(plain, "--reduce", 1) == []
+    assert "--reduce must be at least 1" in refused(capsys, "merge", *paths, tmp_path / "o.exr", "--reduce", 0)
+    message = refused(capsys, "merge", *paths, tmp_path / "o.exr", "--reduce", 4, "--method", "debevec")
+    assert "is for --method net, got 4 for --method debevec" in message
 
 
 def test_weights_that_are_none_are_refused(tmp_path, capsys):

@@ -222,6 +222,18 @@ def test_gradients(method: str) -> None:
     assert torch.autograd.gradgradcheck(run, (image, target, guide, weight), fast_mode=True)
 
 
+def test_gradients_to_noise() -> None:
+    image, target = colours(4, 5)[:, :2], colours(4, 5)[:, 1:].sqrt()
+    guide = off_nodes((1, 4, 5), 3, torch.Generator().manual_seed(3)).requires_grad_()
+    noise = (0.1 + colours(4, 5)[:, 1:]).requires_grad_()
+
+    def run(guide: Tensor, noise: Tensor) -> Tensor:
+        return fit(image, target, guide, size=(3, 2, 2), noise=noise)
+
+    assert torch.autograd.gradcheck(run, (guide, noise), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (guide, noise), fast_mode=True)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_upsampling(method: str) -> None:
     # Gray images guide themselves.
@@ -243,6 +255,9 @@ def test_weight_masks(method: str, garbage: float) -> None:
     target, guide = image.sqrt(), luma(image)[:, 0]
     weight = (torch.arange(24) % 3 > 0)[None, :, None].expand(1, 24, 30).double()
     wanted = fit(image, target, guide, size=(4, 2, 2), weight=weight, method=method)
+    if method == "fast":
+        noise = torch.where(weight[:, None] > 0, torch.zeros_like(image), garbage)
+        torch.testing.assert_close(fit(image, target, guide, size=(4, 2, 2), weight=weight, noise=noise), wanted)
     for tensor in (image, target, guide):
         tensor[..., ::3, :] = garbage
     image.requires_grad_()
@@ -253,6 +268,39 @@ def test_weight_masks(method: str, garbage: float) -> None:
     (by_image,) = torch.autograd.grad(found.square().sum(), image)
     assert (by_image[:, :, ::3] == 0).all()
     assert by_image.isfinite().all()
+
+
+def test_noise_is_a_ridge() -> None:
+    """In a grid of one cell, the least squares of pixels and, for each of their channels, a row of the noise's standard deviation whose target is 0."""
+    image, guide = colours(40, 50)[:, :2], colours(40, 50)[:, 2]
+    target, weight = colours(40, 50)[:, 1:].sqrt(), 0.5 + guide
+    noise = 0.05 * colours(80, 50)[:, :2, 40:]
+    w = numpy64(weight).ravel()
+    terms = np.concatenate([numpy64(image)[0].reshape(2, -1), np.ones((1, w.size))])
+    rows = [np.sqrt(w)[:, None] * terms.T]
+    for channel in range(2):
+        row = np.zeros((w.size, 3))
+        row[:, channel] = np.sqrt(w * numpy64(noise)[0, channel].ravel())
+        rows.append(row)
+    wanted = np.concatenate([np.sqrt(w)[:, None] * numpy64(target)[0].reshape(2, -1).T, np.zeros((2 * w.size, 2))])
+    solution = np.linalg.lstsq(np.concatenate(rows), wanted, rcond=None)[0].T
+    found = fit(image, target, guide, size=(1, 1, 1), weight=weight, noise=noise)
+    # The prior weighs as a tenth of a pixel.
+    np.testing.assert_allclose(numpy64(maps(found, 2))[..., 0, 0, 0], solution, atol=2e-3)
+
+
+def test_noise_is_what_maps_will_meet() -> None:
+    """Of two channels that show the same, of which one is noisy at full size: the map is far better there for having been told."""
+    clean = colours(64, 64)[:, :1]
+    noisy = clean + 0.2 * torch.randn(1, 1, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    image, met = torch.cat([clean, clean], 1), torch.cat([noisy, clean], 1)
+    noise = torch.tensor([0.04, 0.0], dtype=torch.float64)[None, :, None, None].expand(1, 2, 64, 64)
+    guide = clean[:, 0]
+    errors = [
+        psnr(bilagrid.slice_apply(fit(image, clean, guide, size=(4, 2, 2), noise=told), guide, met), numpy64(clean))
+        for told in (None, noise)
+    ]
+    assert errors[1] > errors[0] + 10
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -394,6 +442,8 @@ REFUSED = {
     "target": (lambda: fit(IMAGE, IMAGE[..., 1:], size=(2, 2, 2)), r"target must have shape \(N, C_out, H, W\) = \(1, 3, 8, 9\)"),
     "guide": (lambda: fit(IMAGE, IMAGE, IMAGE[:, 0, 1:], size=(2, 2, 2)), r"guide must have shape \(N, H, W\)"),
     "weight": (lambda: fit(IMAGE, IMAGE, size=(2, 2, 2), weight=IMAGE), r"weight must have shape \(N, H, W\)"),
+    "noise": (lambda: fit(IMAGE, IMAGE, size=(2, 2, 2), noise=IMAGE[:, 1:]), r"noise must have shape \(N, C_in, H, W\) = \(1, 3, 8, 9\)"),
+    "global noise": (lambda: fit(IMAGE, IMAGE, size=(2, 2, 2), noise=IMAGE, method="global"), 'noise is taken by method="fast" alone'),
     "no guide": (lambda: fit(IMAGE[:, :2], IMAGE, size=(2, 2, 2)), "image must have 1 or 3 channels to be its own guide, got 2"),
     "method": (lambda: fit(IMAGE, IMAGE, size=(2, 2, 2), method="slow"), 'method must be "fast" or "global", got \'slow\''),
     "size": (lambda: fit(IMAGE, IMAGE, size=(2, 0, 2)), r"size must be \(D, Gh, Gw\)"),

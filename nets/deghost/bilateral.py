@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,20 +10,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilagrid
+from bilagrid import Lattice
 from nets.deghost.model import DeghostNet, check
 from nets.deghost.radiance import compressed, expanded, linearised
 from nets.weights import Network
 
 _LUMA = (0.299, 0.587, 0.114)
 
+# Shares of the exposures in the guide before it is trained: the middle one above all, and the others where it is black or white.
+_GUIDE = (0.2, 0.6, 0.2)
+# And how much of the detail of each is taken for noise or for another place: that of the outer two may be either.
+_DOUBT = (1.0, 0.3, 1.0)
+_REST = 0.1
+
+# Of a strip, so that what is computed of it stays in the cache.
+_STRIP_PIXELS = 2**16
+
 
 class BilateralDeghost(Network):
     """Runs a network on exposures shrunk by ``reduce``, and carries its radiance to full size by maps fitted to what it did::
 
-        T(H) = A(guide) [I_1; T(H_1); I_2; T(H_2); I_3; T(H_3); 1] + upsampled rest,   A = fit(the same of the shrunk exposures, T(H_low), guide_low)
+        T(H) = A(guide) [I_1; T(H_1); I_2; T(H_2); I_3; T(H_3); 1] + b upsampled(T(H_low) - A(guide_low) [the same of the shrunk exposures]),
+        A = fit(the same of the shrunk exposures, T(H_low), guide_low, noise = d (what shrinking took from each channel)²)
 
-    The maps find each pixel's radiance in its exposures, so that detail comes from the exposures themselves; the rest is what no map of the grid explains.
-    T is the μ-law, as the loss sees radiance. The guide is a learned mixture of the same 18 channels, and starts as the mean luma of the T(H_i).
+    The maps find each pixel's radiance in its exposures, so that detail comes from the exposures themselves; and where it is noise, or of something that
+    moved, from the exposure that has least of that, since the fit knows what each lost as it was shrunk. What no map of the grid explains is added in part.
+    T is the μ-law, as the loss sees radiance. The guide is a learned mixture of the same 18 channels, and starts as the luma of the T(H_i), that of the middle
+    exposure above all; the shares b and d are learned too.
+
+    Without gradients and outside of ``torch.compile`` and ``torch.export`` the full size is computed in strips, so that what is needed beside the exposures
+    and the result is about what the network needs for the shrunk exposures.
 
     Args:
         net: the network, or the arguments of a `DeghostNet`.
@@ -33,7 +50,7 @@ class BilateralDeghost(Network):
     Raises:
         ValueError: numbers that are not whole or less than 1.
 
-    Gradients: to the network and the guide, through the fit.
+    Gradients: to the network, the guide and the shares, through the fit. Deterministic; strips give what the whole gives but for rounding.
 
     Source: Chen, Adams, Wadhwa and Hasinoff, "Bilateral guided upsampling", SIGGRAPH Asia 2016, for an operator of three images.
 
@@ -53,30 +70,80 @@ class BilateralDeghost(Network):
         self.net = DeghostNet(**net) if isinstance(net, dict) else net
         self.config = {"net": self.net.config, "reduce": reduce, "luma_bins": luma_bins, "cell": cell}
         self.guide = nn.Conv2d(18, 1, 1)
+        self.log_doubt = nn.Parameter(torch.tensor(_DOUBT).log().repeat_interleave(6))
+        self.rest = nn.Parameter(torch.tensor(_REST))
         with torch.no_grad():
             self.guide.bias.zero_()  # type: ignore[union-attr]
             self.guide.weight.zero_()
-            for exposure in range(3):
+            for exposure, share in enumerate(_GUIDE):
                 for channel, weight in enumerate(_LUMA):
-                    self.guide.weight[0, 6 * exposure + 3 + channel] = weight / 3
+                    self.guide.weight[0, 6 * exposure + 3 + channel] = share * weight
 
     def forward(self, ldr: Tensor, ev: Tensor) -> Tensor:
         """As `DeghostNet`'s."""
         check(ldr, ev)
-        extent = ldr.shape[-2:]
-        small = [-(-side // self.config["reduce"]) for side in extent]
-        low = F.interpolate(ldr.flatten(1, 2), size=small, mode="bilinear", antialias=True).unflatten(1, (3, 3))
+        extent = (ldr.shape[-2], ldr.shape[-1])
+        low = self.shrunk(ldr)
         target = compressed(self.net(low, ev))
         with torch.autocast(ldr.device.type, enabled=False):
-            image_low, image = _channels(low, ev), _channels(ldr, ev)
-            guide_low, guide = self.guide(image_low)[:, 0], self.guide(image)[:, 0]
-            size = (self.config["luma_bins"], *(max(1, round(side / self.config["cell"])) for side in small))
-            grid = bilagrid.fit(image_low, target, guide_low, size=size)
-            rest = target - bilagrid.slice_apply(grid, guide_low, image_low)
-            carried = bilagrid.slice_apply(grid, guide, image)
-            return expanded(carried + F.interpolate(rest, size=extent, mode="bilinear"))
+            image, target = _channels(low, ev), target.float()
+            guide = self.guide(image)[:, 0]
+            lost = _channels(self._samples(ldr), ev) - image
+            noise = self.log_doubt.exp()[:, None, None] * lost.square()
+            height, width = image.shape[-2:]
+            cell = self.config["cell"]
+            size = (self.config["luma_bins"], *(max(1, (side + cell // 2) // cell) for side in (height, width)))
+            grid = bilagrid.fit(image, target, guide, size=size, noise=noise)
+            rest = self.rest * (target - bilagrid.slice_apply(grid, guide, image))
+            lattices = Lattice.cell_centered(size, extent), Lattice.cell_centered((1, height, width), extent)
+            if torch.is_grad_enabled() or torch.compiler.is_compiling():
+                return self._carried(grid, rest, ldr, ev, lattices)
+            result = ldr.new_empty((ldr.shape[0], 3, *extent), dtype=torch.float32)
+            rows = max(1, _STRIP_PIXELS // extent[1])
+            for top in range(0, extent[0], rows):
+                strip = slice(top, top + rows)
+                result[..., strip, :] = self._carried(
+                    grid, rest, ldr[..., strip, :], ev, [lattice.crop(top, 0) for lattice in lattices]
+                )
+            return result
+
+    def _carried(self, grid: Tensor, rest: Tensor, ldr: Tensor, ev: Tensor, lattices: Sequence[Lattice]) -> Tensor:
+        """The radiance of a tile, from the grid of maps and the image of the rest, each with its lattice."""
+        image = _channels(ldr, ev)
+        guide = self.guide(image)[:, 0]
+        carried = bilagrid.slice_apply(grid, guide, image, lattice=lattices[0])
+        # Of one plane, a grid is an image and slicing it is bilinear interpolation.
+        return expanded(carried + bilagrid.slice(rest.unsqueeze(2), guide.detach(), lattice=lattices[1]))
+
+    def shrunk(self, ldr: Tensor) -> Tensor:
+        """The exposures as the network sees them."""
+        step = self.config["reduce"]
+        size = [(side + step - 1) // step for side in ldr.shape[-2:]]
+        return F.interpolate(ldr.float().flatten(1, 2), size=size, mode="bilinear", antialias=True).unflatten(1, (3, 3))
+
+    def _samples(self, ldr: Tensor) -> Tensor:
+        """A pixel as it is for each of those of `shrunk`, about its middle."""
+        step = self.config["reduce"]
+        rows, columns = (
+            (torch.arange(0, side, step, device=ldr.device) + step // 2).clamp(max=side - 1) for side in ldr.shape[-2:]
+        )
+        return ldr.index_select(-2, rows).index_select(-1, columns)
+
+
+def reduced(net: DeghostNet | BilateralDeghost, reduce: int) -> DeghostNet | BilateralDeghost:
+    """The same weights on exposures shrunk by ``reduce``, at full size where that is 1; shares its network with ``net``."""
+    whole = net if isinstance(net, DeghostNet) else net.net
+    if reduce == 1:
+        return whole
+    if isinstance(net, DeghostNet):
+        carried = BilateralDeghost(whole, reduce=reduce)
+    else:
+        carried = BilateralDeghost(**{**net.config, "net": whole, "reduce": reduce})
+        carried.load_state_dict(net.state_dict())
+    return carried.to(next(whole.parameters()).device).train(net.training)
 
 
 def _channels(ldr: Tensor, ev: Tensor) -> Tensor:
     """``(N, 18, H, W)``: each exposure and what is seen of its radiance."""
+    ldr = ldr.float()
     return torch.cat([ldr, compressed(linearised(ldr, ev))], 2).flatten(1, 2)

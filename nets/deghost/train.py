@@ -56,6 +56,9 @@ def train(
     python -m nets.deghost train Training run --start deghost --lr 1e-4
         goes on from the model that comes along
 
+    python -m nets.deghost train Training run2 --reduce 4 --crop 512 --start run/model.safetensors
+        a network that has learned at full size learns to be carried there
+
     python -m nets.deghost train Training run --resume
         goes on after Ctrl-C, to the same weights as if nothing had been
 
@@ -67,8 +70,10 @@ def train(
         generate: make brackets of photographs.
         variant: resnet, the better one, or unet.
         width: channels of the first layer; the published network has 64.
-        reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; 4 is eleven times as fast.
-        start: weights to go on from, what train wrote or the model that comes along: deghost; variant, width and reduce are then theirs.
+        reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; python -m perf.deghost
+            tells what that saves and loses.
+        start: weights to go on from, what train wrote or the model that comes along: deghost; variant and width are then theirs. With
+            --reduce, one that was trained without will do.
         crop: side of the patches, in pixels; smaller where a scene is smaller.
         align: how exposures of scenes are brought to the place of the middle one, as merge does; those that are made of photographs lie there but for a rest.
         resume: go on with the run in RUN.
@@ -97,16 +102,25 @@ def train(
             # Before the workers are forked, which then share it.
             scenes.preload()
     torch.manual_seed(schedule.seed)
-    if start is None:
-        whole = DeghostNet(variant=variant, width=width)
-        net = whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
-    else:
-        net = load(start)
-        settings["start"] = start
-    settings |= {"crop": side, "scenes": names}
+    net = _made(DeghostNet(variant=variant, width=width), reduce) if start is None else _started(start, reduce)
+    settings |= {"crop": side, "scenes": names} | ({} if start is None else {"start": start})
     training.train(net, data, out, schedule, settings, resume=resume, betas=_BETAS, loss=loss, show=_show)
     model = out / training.MODEL
     training.say(f"wrote {model}; measure it: python -m nets.deghost eval DATA --weights {model}")
+
+
+def _made(whole: DeghostNet, reduce: int) -> DeghostNet | BilateralDeghost:
+    return whole if reduce == 1 else BilateralDeghost(whole, reduce=reduce)
+
+
+def _started(start: str, reduce: int) -> DeghostNet | BilateralDeghost:
+    """A network to go on from, wrapped if it is to be reduced and was not."""
+    net = load(start)
+    if isinstance(net, DeghostNet):
+        return _made(net, reduce)
+    if reduce not in (1, net.config["reduce"]):
+        raise Refusal(f"--start {start}: was trained with --reduce {net.config['reduce']}, got --reduce {reduce}")
+    return net
 
 
 def _show(batch: tuple[Tensor, ...], result: Tensor) -> Tensor:

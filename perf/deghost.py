@@ -1,0 +1,229 @@
+"""What carrying a deghosting network's result through the bilateral grid saves and loses: ``python -m perf.deghost``.
+
+Three ways to full size: ``network`` runs it there; ``carried`` runs it on exposures shrunk, and carries the result by `BilateralDeghost`; ``enlarged`` runs it
+so too, and enlarges the result bicubically. Time and memory are of one bracket of 12 megapixels; PSNR-μ is the mean over scenes
+generated of photographs, aligned as merge aligns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilagrid import commands
+from nets.deghost import BilateralDeghost, DeghostNet, load
+from nets.deghost.bilateral import reduced
+from nets.deghost.data import tensors
+from nets.deghost.generator import Generated, Photographs
+from nets.deghost.radiance import GAMMA, compressed, expanded, loss
+from nets.weights import Network
+from perf import arguments, inputs, rows, timing
+from perf.arguments import Parser, RefusalError
+from perf.timing import Times, Work
+
+METHODS = ("network", "carried", "enlarged")
+_SIZE = (3024, 4032)
+_STOPS = (0.0, 2.0, 4.0)
+_SEED = 1
+_COLUMNS = (
+    *("device", "torch", "triton", "numba", "weights", "carried_weights", "reduce", "method"),
+    *("height", "width", "repeats", "median_s", "q20_s", "q80_s", "peak_bytes"),
+    *("scenes", "scene_height", "scene_width", "psnr_mu_db"),
+)
+
+
+class Models(NamedTuple):
+    """The network for full size, and the one that is carried (files or names of models that come along); what the exposures are shrunk by for it."""
+
+    whole: str
+    carried: str
+    reduce: int
+
+    def methods(self, device: torch.device) -> dict[str, torch.nn.Module]:
+        """What each method runs: radiance of (ldr, ev)."""
+        whole = load(self.whole, device)
+        if not isinstance(whole, DeghostNet):
+            raise RefusalError(f"--weights {self.whole}: must hold a network for full size, holds a BilateralDeghost")
+        carried = reduced(load(self.carried, device), self.reduce)
+        assert isinstance(carried, BilateralDeghost)  # as reduce is more than 1
+        return {"network": whole, "carried": carried, "enlarged": _Enlarged(carried)}
+
+
+class _Enlarged(Network):
+    """The network's result on shrunk exposures, enlarged as it is seen."""
+
+    def __init__(self, carried: BilateralDeghost) -> None:
+        super().__init__()
+        self._carried, self.config = carried, carried.config
+
+    def forward(self, ldr: Tensor, ev: Tensor) -> Tensor:
+        small = compressed(self._carried.net(self._carried.shrunk(ldr), ev))
+        return expanded(F.interpolate(small, size=ldr.shape[-2:], mode="bicubic"))
+
+
+def bracket(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Three exposures of a photograph that stands still, and their stops: what is in them makes no difference to time and memory."""
+    radiance = inputs.picture("photograph", height, width, device)
+    ldr = torch.empty(1, 3, 3, height, width, device=device)
+    for k, stops in enumerate(_STOPS):
+        torch.mul(radiance, 2.0 ** ((stops - _STOPS[1]) / GAMMA), out=ldr[:, k]).clamp_(0, 1)
+    return ldr, torch.tensor([_STOPS], device=device)
+
+
+def times(models: Models, size: tuple[int, int], device: torch.device, repeats: int) -> dict[str, Times]:
+    """The time of each method, in turns."""
+    ldr, ev = bracket(*size, device)
+    with torch.inference_mode():
+        works: dict[str, Work] = {name: partial(net, ldr, ev) for name, net in models.methods(device).items()}
+        return timing.take_turns(works, device, repeats)
+
+
+def peak_bytes(models: Models, method: str, size: tuple[int, int], device: torch.device, threads: int) -> int:
+    """The most memory that the exposures, the result and all between them take at once, measured in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_bytes, models, method, size, device, threads).result()
+
+
+def _peak_bytes(models: Models, method: str, size: tuple[int, int], device: torch.device, threads: int) -> int:
+    torch.set_num_threads(threads)
+    net = models.methods(device)[method]
+    with torch.inference_mode():
+        # Kernels and libraries are loaded first.
+        net(*bracket(64, 64, device))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            net(*bracket(*size, device))
+            return torch.cuda.max_memory_allocated(device) - before
+        ldr, ev = bracket(*size, device)
+        before = _begin_peak() - ldr.nbytes
+        net(ldr, ev)
+        return _peak() - before
+
+
+def _begin_peak() -> int:
+    """Lets the peak begin anew where the system can, and returns the bytes that this process has now."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    """The most bytes that this process has had at once."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else 1024 * usage
+
+
+def qualities(models: Models, photographs: Sequence[Path], scenes: int, side: int, device: torch.device) -> dict[str, float]:  # fmt: skip
+    """The mean PSNR-μ of each method, in dB, over scenes generated of photographs."""
+    made = Generated(Photographs(photographs), side, _SEED)
+    methods = models.methods(device)
+    found: dict[str, list[float]] = {name: [] for name in methods}
+    for k in range(scenes):
+        ldr, ev, truth = (tensor[None].to(device) for tensor in tensors(made.bracket(k).aligned("homography")))
+        with torch.inference_mode():
+            for name, net in methods.items():
+                found[name].append(-10 * loss(net(ldr, ev), truth).double().log10().item())
+        figures = ", ".join(f"{name} {values[-1]:.2f}" for name, values in found.items())
+        print(f"scene {k}: {figures} dB", flush=True)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "python -m perf.deghost",
+        "Compares a deghosting network at full size with the same carried there from exposures shrunk: time, peak memory, and PSNR-μ on generated scenes.",
+        "examples:\n  python -m nets.hdrnet photographs photos\n  python -m perf.deghost photos/held_out --threads 2 --out results",
+    )
+    parser.add_argument("photographs", nargs="*", type=Path, help="of which scenes are generated; none: no PSNR-μ")
+    parser.add_argument("--weights", default="deghost", help="the network for full size: a file or a model that comes along")  # fmt: skip
+    parser.add_argument("--carried", default=None, help="the network that is carried; by default the same")
+    parser.add_argument("--reduce", type=arguments.count("times"), default=4, help="what exposures are shrunk by")
+    parser.add_argument("--scenes", type=arguments.count("scenes"), default=12)
+    parser.add_argument("--side", type=arguments.count("pixels"), default=1200, help="of the generated scenes")
+    parser.add_argument("--size", type=arguments.resolution, default=_SIZE, help="of the bracket that is timed: HEIGHTxWIDTH, by default 3024x4032")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=arguments.count("threads"), help="of torch and the kernels, on a CPU")
+    parser.add_argument("--repeats", type=arguments.count("repeats"), default=3)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="writes deghost.csv there")
+    parser.add_argument("--overwrite", action="store_true", help="replaces that file if it exists")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    device = arguments.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    path = None if options.out is None else options.out / "deghost.csv"
+    if path is not None and path.exists() and not options.overwrite:
+        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    if options.reduce < 2:
+        raise RefusalError(f"--reduce must be at least 2, got {options.reduce}")
+    models = Models(options.weights, options.carried or options.weights, options.reduce)
+    models.methods(device)
+    for photograph in options.photographs:
+        if not photograph.exists():
+            raise RefusalError(f"{photograph}: no such file or folder")
+    found = rows.versions()
+    name = timing.device_name(device)
+    print(f"{name}, torch {found['torch']}, float32, {options.size[0]}x{options.size[1]}, shrunk by {options.reduce}")
+    peaks = {method: peak_bytes(models, method, options.size, device, torch.get_num_threads()) for method in METHODS}
+    taken = times(models, options.size, device, options.repeats)
+    quality: dict[str, float] = {}
+    if options.photographs:
+        quality = qualities(models, options.photographs, options.scenes, options.side, device)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for method in METHODS:
+        time, peak = taken[method], peaks[method]
+        ratios = f"{taken['network'].median / time.median:.1f} and {peaks['network'] / peak:.1f} times less"
+        psnr = f", {quality[method]:.2f} dB" if quality else ""
+        print(f"{method:>8}: {time.median:.3g} s, {peak / 1e9:.2f} GB ({ratios}){psnr}", flush=True)
+        figures = [time.repeats, *(f"{value:.6g}" for value in (time.median, time.q20, time.q80)), peak]
+        scenes = [options.scenes, options.side, options.side, f"{quality[method]:.3f}"] if quality else [""] * 4
+        writer.writerow([name, found["torch"], found["triton"], found["numba"], *(Path(model).stem for model in models[:2]), options.reduce, method, *options.size, *figures, *scenes])  # fmt: skip
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        commands.replace(Path(os.path.realpath(path)), text.getvalue().encode())
+        print(f"wrote {path}")
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
+    try:
+        _run(_parser().parse_args(given))
+    except KeyboardInterrupt:
+        print("perf.deghost: interrupted", file=sys.stderr)
+        return 130
+    # Refusals of the networks' own commands are ValueErrors.
+    except (RefusalError, ValueError, OSError) as error:
+        print(f"perf.deghost: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
