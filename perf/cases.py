@@ -173,6 +173,25 @@ def _slice(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Proble
     )
 
 
+def _slice_points(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    """One grid at as many points as the image has pixels, which lie where the pixels do, in no order; points in float32 whatever the grid."""
+    _, guide, lattice = _pixels(case, spec, draw)
+    (scale_z, scale_y, scale_x), (offset_z, offset_y, offset_x) = lattice.scale, lattice.offset
+    rows = torch.arange(case.image[0], device=draw.device)[:, None].expand(case.image)
+    columns = torch.arange(case.image[1], device=draw.device).expand(case.image)
+    placed = [columns * scale_x + offset_x, rows * scale_y + offset_y, guide[0] * scale_z + offset_z]
+    points = torch.stack(placed, -1).flatten(0, 1)
+    points = points[draw.uniform(len(points)).argsort()]
+    tensors = {"grid": draw.normal(1, spec.channels, *lattice.size).to(dtype), "points": points}
+    return Problem(
+        tensors,
+        lambda t: bilagrid.slice_points(t["grid"], t["points"]),
+        lambda t: references.slice_points(t["grid"], t["points"]),
+        costs.Sizes(len(points), spec.channels, dtype.itemsize, math.prod(lattice.size), dtype.itemsize),
+        lattice.size,
+    )
+
+
 def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
     """The grid in float32 beside a half image, as networks and splatting have it."""
     image, guide, lattice = _pixels(case, spec, draw)
@@ -285,6 +304,7 @@ _BUILDERS: dict[str, _Builder] = {
     "splat": _splat,
     "blur": _grid_alone,
     "slice": _slice,
+    "slice_points": _slice_points,
     "slice_apply": _slice_apply,
     "slice_apply_luma": _slice_apply,
     "curves": _curves,
@@ -332,7 +352,7 @@ def cases(
 def _sensible(case: Case, spec: GridSpec) -> Case | None:
     """The case, without what its operator does not read; None where nobody would use the operator with such a grid."""
     filters = case.operator.startswith(("bilateral_filter", "joint_bilateral_upsample", "blur"))
-    maps = case.operator.startswith(("slice_apply", "total_variation", "curves"))
+    maps = case.operator.startswith(("slice_apply", "slice_points", "total_variation", "curves"))
     if (filters and spec.fixed is not None) or (maps and spec.fixed is None):
         return None
     if case.operator == "curves":

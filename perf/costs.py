@@ -21,6 +21,9 @@ _LUMA = 5
 _VARIATION = 9
 _VARIATION_BACKWARD = 15
 
+# Bytes of a point.
+_POINT = 12
+
 _COLOURS = 3
 _KNOTS = 3 * 16
 _COEFFICIENTS = 12
@@ -122,6 +125,16 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
     ("slice", "backward"): lambda s: (
         2 * s.grid + s.plane * (2 + s.channels),
         s.pixels * (_WEIGHTS + (2 * _CORNERS + 2) * s.channels),
+    ),
+    # Reads the grid and points of three float32 numbers, writes the values.
+    ("slice_points", "forward"): lambda s: (
+        s.grid + s.pixels * _POINT + s.plane * s.channels,
+        s.pixels * (_WEIGHTS + _CORNERS * s.channels),
+    ),
+    # Reads grid, points and the incoming gradient, writes the gradients of grid and points; those of x, y and z share the eight corners' sums.
+    ("slice_points", "backward"): lambda s: (
+        2 * s.grid + 2 * s.pixels * _POINT + s.plane * s.channels,
+        s.pixels * (2 * _WEIGHTS + 2 * _CORNERS * s.channels),
     ),
     # Reads grid, guide and image, writes an image: 28 bytes a pixel of float32 beside the grid.
     ("slice_apply", "forward"): lambda s: (s.coefficients + s.plane * 7, s.pixels * _APPLY),

@@ -47,6 +47,7 @@ USES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
     "blur": (lambda grid: bilagrid.blur(grid, 1.0), (_GRID,)),
     "slice": (bilagrid.slice, (_GRID, _GUIDE)),
     "slice_apply": (bilagrid.slice_apply, (_GRID, _GUIDE, _IMAGE)),
+    "slice_points": (bilagrid.slice_points, (_GRID, (2, _WIDTH, 3))),
     "slice_apply by luma": (bilagrid.slice_apply, (_GRID, None, _IMAGE)),
     "curves": (bilagrid.curves, (_IMAGE, (3, 3), (3,), (3, 16), (3, 16), (3,), (1,))),
     "total_variation": (bilagrid.total_variation, (_GRID,)),

@@ -21,11 +21,15 @@ def _corners(guide: Tensor, lattice: Lattice) -> list[tuple[Tensor, Tensor]]:
     batch, height, width = guide.shape
     columns = torch.arange(width, dtype=guide.dtype, device=guide.device).expand(guide.shape)
     rows = torch.arange(height, dtype=guide.dtype, device=guide.device)[:, None].expand(guide.shape)
-    near: list[tuple[Tensor, Tensor]] = [(torch.zeros_like(guide, dtype=torch.long), torch.ones_like(guide))]
-    for place, scale, offset, nodes in zip(
-        (guide, rows, columns), lattice.scale, lattice.offset, lattice.size, strict=True
-    ):
-        coordinate = place * scale + offset
+    places = zip((guide, rows, columns), lattice.scale, lattice.offset, strict=True)
+    near = _around([place * scale + offset for place, scale, offset in places], lattice.size)
+    return [(index.view(batch, -1), weight.reshape(batch, -1)) for index, weight in near]
+
+
+def _around(coordinates: list[Tensor], size: tuple[int, int, int]) -> list[tuple[Tensor, Tensor]]:
+    """For each of the eight nodes around ``coordinates`` (z, y, x) its index in ``(D * Gh * Gw)`` and its tent weight, of their shape."""
+    near = [(torch.zeros_like(coordinates[0], dtype=torch.long), torch.ones_like(coordinates[0]))]
+    for coordinate, nodes in zip(coordinates, size, strict=True):
         inside = (coordinate > 0) & (coordinate < nodes - 1)
         # Saturated coordinates have no derivative; clamp's would be 1 on the border itself.
         coordinate = torch.where(inside, coordinate, coordinate.detach().clamp(0, nodes - 1))
@@ -36,7 +40,17 @@ def _corners(guide: Tensor, lattice: Lattice) -> list[tuple[Tensor, Tensor]]:
             for index, weight in near
             for node, share in ((first, 1 - upper), ((first + 1).clamp(max=nodes - 1), upper))
         ]
-    return [(index.view(batch, -1), weight.reshape(batch, -1)) for index, weight in near]
+    return near
+
+
+def slice_points(grid: Tensor, points: Tensor) -> Tensor:
+    """``(..., C)``: one grid at points ``(..., 3)``, each (x, y, z) in nodes."""
+    flat = grid[0].flatten(1)
+    total = torch.zeros((), dtype=grid.dtype, device=grid.device)
+    depth, rows, columns = grid.shape[2:]
+    for index, weight in _around(list(points.unbind(-1)[::-1]), (depth, rows, columns)):
+        total = total + weight[..., None] * flat.T[index]
+    return total
 
 
 def slice(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:

@@ -232,6 +232,8 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         # A point is visited by the eight nodes around, for each tile of channels.
         visits = 8 * triton.cdiv(given["C"], given["TILE_C"])
         return Share("point", given["BLOCK"] / visits, given["points_ptr"].numel() // 3, True)
+    if name == "_collect_kernel":
+        return Share("node", given["BLOCK"], given["out_ptr"].numel(), False)
     if name == "_add_shares_kernel":
         return Share("node", given["BLOCK"], given["count"], True)
     if "points_ptr" in given:

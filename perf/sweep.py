@@ -18,8 +18,8 @@ from perf.inputs import GUIDES
 from perf.rows import Machine, Row
 
 _DESCRIPTION = """\
-Measures splat, blur, slice, slice_apply, curves, total_variation and the filters, forward and backward, on the GPU if there
-is one and else on the CPU. Each result is first checked against a plain float64 computation; a wrong one is reported, never timed, and
+Measures splat, blur, slice, slice_points, slice_apply, curves, total_variation and the filters, forward and backward, on the
+GPU if there is one and else on the CPU. Each result is first checked against a plain float64 computation; a wrong one is reported, never timed, and
 the exit code is then 1. Speeds are those of the bytes that an operator must move, beside a copy's measured in the same run.
 
 OUT gets rows.csv, a row as soon as it is measured, and the plots throughput_*.png (against resolution) and roofline_*.png

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from bilagrid.gpu import _launch, _regime, blur, curves, slice, slice_apply, slice_points, splat, total_variation
+from bilagrid.gpu import _bank, _launch, _regime, blur, curves, slice, slice_apply, slice_points, splat, total_variation
 from bilagrid.lattice import Lattice
 
 
@@ -52,17 +52,26 @@ def _affine(
     luma: bool = False,
     depth: int = 8,
     pixels_a_cell: int | None = None,
+    grids: int | None = None,
 ) -> None:
-    """`slice_apply` of 3 x 4 coefficients and its gradients, the grid in float32 as beside a half image: 16 x 16 cells, or cells of so many pixels."""
+    """`slice_apply` of 3 x 4 coefficients and its gradients, the grid in float32 as beside a half image: 16 x 16 cells, or cells of so many pixels.
+
+    With a number of ``grids`` the image's is chosen from a bank of them, and its gradient brought back there.
+    """
     guide, image = _pixels(dtype, device, 3, height)
     cells = (16, 16) if pixels_a_cell is None else (height // pixels_a_cell, image.shape[3] // pixels_a_cell)
     lattice = Lattice.cell_centered((depth, *cells), (height, image.shape[3]))
     grid_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    grid = torch.rand((1, 12, *lattice.size), dtype=grid_dtype, device=device)
+    grid = torch.rand((grids or 1, 12, *lattice.size), dtype=grid_dtype, device=device)
+    index = None if grids is None else torch.zeros(1, dtype=torch.int64, device=device)
     given = None if luma else guide
-    grad = slice_apply.slice_apply(grid, given, image, lattice, offset=True)
-    slice_apply.slice_apply_bwd_pixels(grid, given, image, grad, lattice, offset=True)
-    slice_apply.slice_apply_bwd_grid(given, image, grad, lattice, offset=True)
+    grad = slice_apply.slice_apply(grid, given, image, lattice, offset=True, index=index)
+    slice_apply.slice_apply_bwd_pixels(grid, given, image, grad, lattice, offset=True, index=index)
+    by_grid = slice_apply.slice_apply_bwd_grid(given, image, grad, lattice, offset=True)
+    if index is not None:
+        _bank.collect(by_grid, index, grid.shape[0])
+        total_variation.total_variation(grid, index)
+        total_variation.total_variation_bwd(grid, index)
 
 
 def _features(dtype: torch.dtype, device: str, height: int, *, channels: int = 12, depth: int = 8) -> None:
@@ -127,6 +136,8 @@ USES = [
     Use("slice_apply, 3x4, guide", torch.float16, _affine),
     Use("slice_apply, 3x4, luma", torch.float32, partial(_affine, luma=True)),
     Use("slice_apply, 3x4, fine", torch.float32, partial(_affine, pixels_a_cell=8)),
+    Use("slice_apply, 3x4, of a bank", torch.float32, partial(_affine, grids=16)),
+    Use("slice_apply, 3x4, of a bank, fine", torch.float32, partial(_affine, grids=16, pixels_a_cell=8)),
     Use("slice_apply, 3x4, int64", torch.float32, partial(_affine, luma=True), height=30240),
     Use("splat and slice, C=12, D=8", torch.float32, _features),
     Use("splat and slice, C=12, D=8", torch.float16, _features),

@@ -20,7 +20,16 @@ def test_the_least_time_of_a_call_counts() -> None:
 
 
 def test_every_operator_is_measured() -> None:
-    functions = {"splat", "blur", "slice", "slice_apply", "curves", "total_variation", "bilateral_filter"}
+    functions = {
+        "splat",
+        "blur",
+        "slice",
+        "slice_apply",
+        "slice_points",
+        "curves",
+        "total_variation",
+        "bilateral_filter",
+    }
     assert functions <= set(overhead.USES)
 
 

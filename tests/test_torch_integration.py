@@ -17,6 +17,7 @@ from bilagrid.ops._register import pack, raw
 from tests.helpers import assert_near, off_nodes
 
 SIZE, IMAGE = (3, 2, 2), (4, 5)
+INDEX = torch.tensor([1, 0])
 PLACE = raw(pack(Lattice.cell_centered(SIZE, IMAGE)))
 
 
@@ -50,20 +51,27 @@ RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (_pixels(2).half(), _guide(), *PLACE, False, True),
         lambda: (_pixels(2).mT.contiguous().mT, _guide().double(), *PLACE, True, False),
     ],
-    "slice": [lambda: (_grid(3), _guide(), *PLACE, False), lambda: (_grid(3).half(), _guide(), *PLACE, True)],
+    "slice": [
+        lambda: (_grid(3), _guide(), *PLACE, False, None),
+        lambda: (_grid(3).half(), _guide(), *PLACE, True, None),
+        lambda: (_grid(3, 5), _guide(), *PLACE, False, INDEX),
+    ],
     "slice_normalized": [lambda: (1 + _grid(3).square(), _guide(), *PLACE)],
     "slice_bwd_guide": [
-        lambda: (_grid(3), _guide(), _pixels(3), *PLACE, False),
-        lambda: (_grid(4), _guide().half(), _pixels(3), *PLACE, True),
+        lambda: (_grid(3), _guide(), _pixels(3), *PLACE, False, None),
+        lambda: (_grid(3, 5), _guide(), _pixels(3), *PLACE, False, INDEX),
+        lambda: (_grid(4), _guide().half(), _pixels(3), *PLACE, True, None),
     ],
     "blur": [lambda: (_grid(3), (0.8, 0.0, 1.2))],
     "slice_apply": [
-        lambda: (_grid(12), _guide(), _pixels(3), *PLACE, True),
-        lambda: (_grid(15), None, _pixels(3).to(memory_format=torch.channels_last), *PLACE, False),
+        lambda: (_grid(12), _guide(), _pixels(3), *PLACE, True, None),
+        lambda: (_grid(12, 5), _guide(), _pixels(3), *PLACE, True, INDEX),
+        lambda: (_grid(15), None, _pixels(3).to(memory_format=torch.channels_last), *PLACE, False, None),
     ],
     "slice_apply_bwd_pixels": [
-        lambda: (_grid(12), _guide(), _pixels(3), _pixels(3), *PLACE, True),
-        lambda: (_grid(12), None, _pixels(3).to(memory_format=torch.channels_last), _pixels(3), *PLACE, True),
+        lambda: (_grid(12), _guide(), _pixels(3), _pixels(3), *PLACE, True, None),
+        lambda: (_grid(12, 5), _guide(), _pixels(3), _pixels(3), *PLACE, True, INDEX),
+        lambda: (_grid(12), None, _pixels(3).to(memory_format=torch.channels_last), _pixels(3), *PLACE, True, None),
     ],
     "slice_apply_bwd_grid": [
         lambda: (_guide(), _pixels(3), _pixels(2), *PLACE, True),
@@ -89,8 +97,9 @@ RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
         lambda: (torch.rand(2, 3, 4, 3), 2 * torch.rand(2, 3, 4, 3), None, (2, *SIZE), 0),
         lambda: (torch.rand(1, 3, 4, 3).half(), torch.rand(1, 3, 4, 3), torch.randint(7, (1, 3, 4)), (7, *SIZE), 1),
     ],
-    "total_variation": [lambda: (_grid(3),)],
-    "total_variation_bwd": [lambda: (_grid(3),)],
+    "total_variation": [lambda: (_grid(3), None), lambda: (_grid(3), INDEX)],
+    "total_variation_bwd": [lambda: (_grid(3), None), lambda: (_grid(3), INDEX)],
+    "collect": [lambda: (_grid(3), INDEX, 5)],
 }
 
 

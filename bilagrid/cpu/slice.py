@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilagrid.cpu._bank import chosen
 from bilagrid.cpu._geometry import Geometry, array, compute_type, is_contiguous, load_line, locate_row
 from bilagrid.cpu._lanes import contiguous, gather_pair
 from bilagrid.cpu._run import Kernel, helper
@@ -43,8 +44,8 @@ def gather_row(table, pair, stride, column_weights, above, base, upper, unit, fi
         first[j], second[j] = gather_pair(flat, near, near + 4 * stride, column_weights[j], above, upper[j], unit)
 
 
-def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
-    """``out[n, c, i, j] = sum_k w_k grid[n, c, k]``, a row ``(n, i)`` an item; w differentiated by z where ``dz``."""
+def _slice_kernel(start, stop, grid, which, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
+    """``out[n, c, i, j] = sum_k w_k grid[which[n], c, k]``, a row ``(n, i)`` an item; w differentiated by z where ``dz``."""
     channels, depth, _, width = grid.shape[1:]
     height = guide.shape[1]
     real = out.dtype.type
@@ -58,7 +59,7 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
         n, i = item // height, item % height
         if n != batch or rows[i] != loaded:
             batch, loaded = n, rows[i]
-            load_nodes(grid[n], loaded, table)
+            load_nodes(grid[which[n]], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, dz, columns, base, upper)
         for pair in range(table.shape[0]):
             first = contiguous(out[n, 2 * pair, i])
@@ -66,7 +67,9 @@ def _slice_kernel(start, stop, grid, guide, guide_map, dz, rows, row_weights, co
             gather_row(table, pair, stride, column_weights, row_weights[i], base, upper, unit, first, second)
 
 
-def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weights, columns, column_weights, out):
+def _slice_normalized_kernel(
+    start, stop, grid, which, guide, guide_map, rows, row_weights, columns, column_weights, out
+):
     """``out[n, c, i, j]``: the sliced channel c over the sliced last channel; a row ``(n, i)`` an item."""
     channels, depth, _, width = grid.shape[1:]
     height, last = guide.shape[1], channels - 1
@@ -80,7 +83,7 @@ def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weig
         n, i = item // height, item % height
         if n != batch or rows[i] != loaded:
             batch, loaded = n, rows[i]
-            load_nodes(grid[n], loaded, table)
+            load_nodes(grid[which[n]], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, False, columns, base, upper)
         for pair in range(table.shape[0]):
             c = 2 * pair
@@ -96,9 +99,9 @@ def _slice_normalized_kernel(start, stop, grid, guide, guide_map, rows, row_weig
 
 
 def _slice_bwd_guide_kernel(
-    start, stop, grid, guide, values, homogeneous, guide_map, rows, row_weights, columns, column_weights, out
+    start, stop, grid, which, guide, values, homogeneous, guide_map, rows, row_weights, columns, column_weights, out
 ):
-    """``out[n, i, j] = scale_z sum_c values_c sum_k dw_k/dz grid[n, c, k]``, a row ``(n, i)`` an item."""
+    """``out[n, i, j] = scale_z sum_c values_c sum_k dw_k/dz grid[which[n], c, k]``, a row ``(n, i)`` an item."""
     depth, width = grid.shape[2], grid.shape[4]
     channels = values.shape[1]
     height = guide.shape[1]
@@ -113,7 +116,7 @@ def _slice_bwd_guide_kernel(
         n, i = item // height, item % height
         if n != batch or rows[i] != loaded:
             batch, loaded = n, rows[i]
-            load_nodes(grid[n], loaded, table)
+            load_nodes(grid[which[n]], loaded, table)
         locate_row(load_line(guide[n, i], scratch), guide_map, depth, True, columns, base, upper)
         for j in range(guide.shape[2]):
             right = column_weights[j]
@@ -139,18 +142,18 @@ _slice_bwd_guide = Kernel(_slice_bwd_guide_kernel)
 
 
 def _prepare(
-    grid: Tensor, guide: Tensor, lattice: Lattice, dtype: torch.dtype
-) -> tuple[np.ndarray, np.ndarray, Geometry]:
-    return array(grid, dtype), array(guide, dtype), Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
+    grid: Tensor, guide: Tensor, lattice: Lattice, dtype: torch.dtype, index: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Geometry]:
+    return *chosen(grid, index, dtype), array(guide, dtype), Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
 
 
-def slice(grid: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False) -> Tensor:
+def slice(grid: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, index: Tensor | None = None) -> Tensor:
     dtype = compute_type(grid, guide)
-    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype, index)
     batch, height, width = guide.shape
     out = torch.empty((batch, grid.shape[1], height, width), dtype=dtype)
     _slice(
-        batch * height, 8 * out.numel(), grid_, guide_, at.guide_map, dz,
+        batch * height, 8 * out.numel(), grid_, which, guide_, at.guide_map, dz,
         at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
     )  # fmt: skip
     return out.to(grid.dtype)
@@ -158,24 +161,30 @@ def slice(grid: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False) ->
 
 def slice_normalized(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:
     dtype = compute_type(grid, guide)
-    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype)
     batch, height, width = guide.shape
     out = torch.empty((batch, grid.shape[1] - 1, height, width), dtype=dtype)
     _slice_normalized(
-        batch * height, 16 * guide.numel(), grid_, guide_, at.guide_map,
+        batch * height, 16 * guide.numel(), grid_, which, guide_, at.guide_map,
         at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
     )  # fmt: skip
     return out.to(grid.dtype)
 
 
 def slice_bwd_guide(
-    grid: Tensor, guide: Tensor, values: Tensor, lattice: Lattice, *, homogeneous: bool = False
+    grid: Tensor,
+    guide: Tensor,
+    values: Tensor,
+    lattice: Lattice,
+    *,
+    homogeneous: bool = False,
+    index: Tensor | None = None,
 ) -> Tensor:
     dtype = compute_type(grid, guide, values)
-    grid_, guide_, at = _prepare(grid, guide, lattice, dtype)
+    grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype, index)
     out = torch.empty(guide.shape, dtype=dtype)
     _slice_bwd_guide(
-        guide.shape[0] * guide.shape[1], 8 * values.numel(), grid_, guide_, array(values, dtype), homogeneous,
+        guide.shape[0] * guide.shape[1], 8 * values.numel(), grid_, which, guide_, array(values, dtype), homogeneous,
         at.guide_map, at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
     )  # fmt: skip
     return out.to(guide.dtype)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilagrid.cpu._bank import used
 from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, locate_row
 from bilagrid.cpu._lanes import LANES, apply_four
 from bilagrid.cpu._reduction import (
@@ -86,7 +87,7 @@ def apply_row(table, places, step_x, step_z, column_weights, upper, pixels, term
 
 
 def _slice_apply_kernel(
-    start, stop, grid, guide, has_guide, image, guide_map, terms, rows, row_weights, columns, column_weights, out
+    start, stop, grid, which, guide, has_guide, image, guide_map, terms, rows, row_weights, columns, column_weights, out
 ):
     """``out[n, o, p] = sum_i A_oi(p) image[n, i, p] + A_o,offset(p)``, A the sliced grid; a row ``(n, i)`` an item.
 
@@ -105,7 +106,7 @@ def _slice_apply_kernel(
         n, i = item // height, item % height
         if n != batch:
             batch, loaded = n, -1
-        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        loaded = lerp_rows(grid[which[n]], rows[i], row_weights[i], loaded, below, step, table)
         load_row(image[n], i, scratch, pixels)
         line = load_guide(guide[n], has_guide, image[n], i, scratch)
         locate_row(line, guide_map, depth, False, columns, base, upper)
@@ -123,7 +124,7 @@ def _slice_apply_kernel(
 
 
 def _slice_apply_bwd_pixels_kernel(
-    start, stop, grid, guide, has_guide, image, grad_output, guide_map, terms, rows, row_weights, columns,
+    start, stop, grid, which, guide, has_guide, image, grad_output, guide_map, terms, rows, row_weights, columns,
     column_weights, grad_image, grad_guide,
 ):  # fmt: skip
     """The image's gradient ``sum_o A_oi grad_o`` and the guide's ``scale_z sum_o grad_o (sum_i dA_oi/dz image_i + dA_o,offset/dz)``; a row an item.
@@ -148,7 +149,7 @@ def _slice_apply_bwd_pixels_kernel(
         n, i = item // height, item % height
         if n != batch:
             batch, loaded = n, -1
-        loaded = lerp_rows(grid[n], rows[i], row_weights[i], loaded, below, step, table)
+        loaded = lerp_rows(grid[which[n]], rows[i], row_weights[i], loaded, below, step, table)
         load_row(image[n], i, scratch, pixels)
         load_row(grad_output[n], i, scratch, grads)
         line = load_guide(guide[n], has_guide, image[n], i, scratch)
@@ -257,14 +258,20 @@ _slice_apply_bwd_pixels = Kernel(_slice_apply_bwd_pixels_kernel)
 _slice_apply_bwd_grid = Kernel(_slice_apply_bwd_grid_kernel)
 
 
-def _by_lanes(grid: Tensor, terms: int) -> Tensor:
-    """The grid's channels ``o * terms + t`` reordered to ``(o // 4, t, o % 4)``, the last group filled with zeros. A copy of a grid, not of an image."""
+def _by_lanes(grid: Tensor, index: Tensor | None, terms: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The channels ``o * terms + t`` of grids reordered to ``(o // 4, t, o % 4)``, the last group filled with zeros, and which of these each image reads.
+
+    A copy of grids, and of those in use alone, not of an image.
+    """
+    which = torch.arange(grid.shape[0])
+    if index is not None:
+        grid, which = used(grid, index)
     batch, channels, *nodes = grid.shape
     outputs = channels // terms
     groups = -(-outputs // LANES)
     lanes = grid.new_zeros((batch, groups * LANES, terms, *nodes))
     lanes[:, :outputs] = grid.reshape(batch, outputs, terms, *nodes)
-    return lanes.unflatten(1, (groups, LANES)).transpose(2, 3).flatten(1, 3)
+    return array(lanes.unflatten(1, (groups, LANES)).transpose(2, 3).flatten(1, 3), dtype), which.numpy()
 
 
 def _guide_array(guide: Tensor | None, image: Tensor, dtype: torch.dtype) -> np.ndarray:
@@ -272,7 +279,9 @@ def _guide_array(guide: Tensor | None, image: Tensor, dtype: torch.dtype) -> np.
     return array(image[:, 0] if guide is None else guide, dtype)
 
 
-def slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
+def slice_apply(
+    grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool, index: Tensor | None = None
+) -> Tensor:
     dtype = compute_type(grid, guide, image)
     terms = image.shape[1] + int(offset)
     batch, _, height, width = image.shape
@@ -281,14 +290,21 @@ def slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Latt
     result = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
     _slice_apply(
         batch * height, 5 * grid.shape[1] * batch * height * width,
-        array(_by_lanes(grid, terms), dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
+        *_by_lanes(grid, index, terms, dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
         at.guide_map, terms, at.rows, at.row_weights, at.columns, at.column_weights, result.numpy(),
     )  # fmt: skip
     return out if result is out else out.copy_(result)
 
 
 def slice_apply_bwd_pixels(
-    grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
+    grid: Tensor,
+    guide: Tensor | None,
+    image: Tensor,
+    grad_output: Tensor,
+    lattice: Lattice,
+    *,
+    offset: bool,
+    index: Tensor | None = None,
 ) -> list[Tensor]:
     dtype = compute_type(grid, guide, image, grad_output)
     terms = image.shape[1] + int(offset)
@@ -299,7 +315,7 @@ def slice_apply_bwd_pixels(
     by_guide = torch.empty((batch, height, width) if guide is not None else (0, 0, 0), dtype=dtype)
     _slice_apply_bwd_pixels(
         batch * height, 8 * grid.shape[1] * batch * height * width,
-        array(_by_lanes(grid, terms), dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
+        *_by_lanes(grid, index, terms, dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
         array(grad_output, dtype), at.guide_map, terms, at.rows, at.row_weights, at.columns, at.column_weights,
         by_image.numpy(), by_guide.numpy(),
     )  # fmt: skip

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array, compute_type
+from bilagrid.cpu._bank import chosen
+from bilagrid.cpu._geometry import compute_type
 from bilagrid.cpu._run import Kernel
 
 
-def _total_variation_kernel(start, stop, grid, weights, sums):
+def _total_variation_kernel(start, stop, grid, which, weights, sums):
     """``sums[n, c] = sum over axes of weight * difference²`` in one volume, an item each."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
-        volume = grid[item // channels, item % channels]
+        volume = grid[which[item // channels], item % channels]
         by_z, by_y, by_x = weights[0] * 0, weights[0] * 0, weights[0] * 0
         for z in range(depth):
             for y in range(rows):
@@ -28,13 +31,13 @@ def _total_variation_kernel(start, stop, grid, weights, sums):
         sums[item] = weights[0] * by_z + weights[1] * by_y + weights[2] * by_x
 
 
-def _total_variation_bwd_kernel(start, stop, grid, weights, out):
+def _total_variation_bwd_kernel(start, stop, grid, which, weights, out):
     """``out = 2 sum over axes of weight * (differences to both neighbours)``, a plane ``(n, c, z)`` an item."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
         n, rest = item // (channels * depth), item % (channels * depth)
         c, z = rest // depth, rest % depth
-        volume = grid[n, c]
+        volume = grid[which[n], c]
         for y in range(rows):
             for x in range(columns):
                 here = volume[z, y, x]
@@ -58,23 +61,26 @@ _total_variation = Kernel(_total_variation_kernel)
 _total_variation_bwd = Kernel(_total_variation_bwd_kernel)
 
 
-def _weights(shape: torch.Size, like: np.ndarray) -> np.ndarray:
-    """One over the number of differences along each axis, 0 where there is none."""
-    counts = [int(np.prod(shape)) // extent * (extent - 1) for extent in shape[2:]]
+def _weights(shape: torch.Size, grids: int, like: np.ndarray) -> np.ndarray:
+    """One over the number of differences along each axis of so many grids, 0 where there is none."""
+    counts = [grids * int(np.prod(shape[1:])) // extent * (extent - 1) for extent in shape[2:]]
     return np.array([1 / count if count else 0 for count in counts], like.dtype)
 
 
-def total_variation(grid: Tensor) -> Tensor:
-    volumes = array(grid, compute_type(grid))
-    sums = torch.empty(grid.shape[0] * grid.shape[1], dtype=compute_type(grid))
-    _total_variation(sums.numel(), 6 * grid.numel(), volumes, _weights(grid.shape, volumes), sums.numpy())
+def total_variation(grid: Tensor, index: Tensor | None = None) -> Tensor:
+    volumes, which = chosen(grid, index, compute_type(grid))
+    grids = len(which)
+    sums = torch.empty(grids * grid.shape[1], dtype=compute_type(grid))
+    work = 6 * grids * math.prod(grid.shape[1:])
+    _total_variation(sums.numel(), work, volumes, which, _weights(grid.shape, grids, volumes), sums.numpy())
     # NumPy's sum keeps one order whatever the number of threads; torch's need not.
     return torch.tensor(sums.numpy().sum(dtype=np.float64), dtype=grid.dtype)
 
 
-def total_variation_bwd(grid: Tensor) -> Tensor:
-    volumes = array(grid, compute_type(grid))
-    out = torch.empty(grid.shape, dtype=compute_type(grid))
-    planes = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    _total_variation_bwd(planes, 12 * grid.numel(), volumes, _weights(grid.shape, volumes), out.numpy())
+def total_variation_bwd(grid: Tensor, index: Tensor | None = None) -> Tensor:
+    volumes, which = chosen(grid, index, compute_type(grid))
+    grids = len(which)
+    out = torch.empty((grids, *grid.shape[1:]), dtype=compute_type(grid))
+    planes = grids * grid.shape[1] * grid.shape[2]
+    _total_variation_bwd(planes, 12 * out.numel(), volumes, which, _weights(grid.shape, grids, volumes), out.numpy())
     return out.to(grid.dtype)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from bilagrid.gpu._geometry import coordinate, gather_weights, widen
+from bilagrid.gpu._index import bank_arguments, check, grid_of_image
 from bilagrid.gpu._launch import (
     RUNTIME,
     cdiv,
@@ -46,18 +47,21 @@ _UNROLLED_QUADS = 8
 @triton.jit(do_not_specialize=RUNTIME)
 def _interpolate_rows_kernel(
     grid_ptr,
+    index_ptr,
     table_ptr,
     stride_grid_n,
     stride_grid_c,
     stride_grid_d,
     stride_grid_y,
     stride_grid_x,
+    M,
     H,
     Gh,
     Gw,
     top,
     scale_y,
     anchor_y,
+    INDEXED: tl.constexpr,
     D: tl.constexpr,
     OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
@@ -69,7 +73,7 @@ def _interpolate_rows_kernel(
 ):
     """A program owns BLOCK elements of ROWS rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
 
-    grid (N, OUTPUTS * TERMS, D, Gh, Gw); table (N, H, columns, planes, OUTPUTS, 4 * QUADS), zero where k >= TERMS. Columns and planes are Gw and D,
+    grid (N, OUTPUTS * TERMS, D, Gh, Gw), or where INDEXED a bank of M, of which image n has grid index[n], and NaN where there is none; table (N, H, columns, planes, OUTPUTS, 4 * QUADS), zero where k >= TERMS. Columns and planes are Gw and D,
     but two where the grid has one, the second like the first.
     """
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
@@ -88,7 +92,8 @@ def _interpolate_rows_kernel(
     d = widen(tl.minimum(offs % COLUMN // NODE, D - 1), WIDE)
     x = widen(tl.minimum(offs // COLUMN, Gw - 1), WIDE)
     mask_term = mask & (term < TERMS)
-    node_ptr = grid_ptr + n * stride_grid_n + channel * stride_grid_c + d * stride_grid_d + x * stride_grid_x
+    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
+    node_ptr = grid_ptr + m * stride_grid_n + channel * stride_grid_c + d * stride_grid_d + x * stride_grid_x
 
     held = -1
     below = tl.zeros([BLOCK], ACC)
@@ -98,19 +103,28 @@ def _interpolate_rows_kernel(
         if y0 != held:
             below = tl.load(node_ptr + widen(y0, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
             above = tl.load(node_ptr + widen(y1, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
+            if INDEXED:
+                below = tl.where(valid, below, float("nan"))
             held = y0
         weight = y - y0
         tl.store(table_ptr + (n * H + row) * row_length + offs, below * (1.0 - weight) + above * weight, mask=mask)
 
 
 def row_table(
-    grid: torch.Tensor, lattice: Lattice, height: int, outputs: int, terms: int, dtype: torch.dtype
+    grid: torch.Tensor,
+    lattice: Lattice,
+    height: int,
+    outputs: int,
+    terms: int,
+    dtype: torch.dtype,
+    index: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The grid interpolated in y for each of ``height`` image rows: (N, H, Gw, D, outputs, terms padded to quads of 4), Gw and D at least 2.
+    """The grids, or those of ``index``, interpolated in y for each of ``height`` image rows: (N, H, Gw, D, outputs, terms padded to quads of 4), Gw and D at least 2.
 
     Channel ``o * terms + k`` of the grid becomes ``[..., o, k]``.
     """
-    batch, _, depth, rows, columns = grid.shape
+    depth, rows, columns = grid.shape[2:]
+    batch = grid.shape[0] if index is None else index.shape[0]
     quads = cdiv(terms, 4)
     table = grid.new_empty((batch, height, max(columns, 2), max(depth, 2), outputs, 4 * quads), dtype=dtype)
     length = math.prod(table.shape[2:])
@@ -121,6 +135,7 @@ def row_table(
         grid,
         grid_ptr=grid,
         table_ptr=table,
+        **bank_arguments(grid, index),
         **strides("grid", grid, "ncdyx"),
         H=height,
         Gh=rows,
@@ -325,21 +340,24 @@ def launch_gather(
     dtype: torch.dtype,
     configs: Sequence[triton.Config],
     *,
+    index: torch.Tensor | None,
     wide: bool,
     fine_arguments: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> None:
     """Launch the kernel of the regime, ``coarse`` behind its `row_table`, for every pixel of an image (H, W).
 
-    Channel ``o * terms + k`` of the grid is output o's coefficient of term k. ``wide`` says whether ``arguments`` need 64-bit addresses.
+    Channel ``o * terms + k`` of the grid is output o's coefficient of term k. An ``index`` says which grid each image reads. ``wide`` says whether ``arguments`` need 64-bit addresses.
     """
-    batch, channels, depth, rows, columns = grid.shape
+    channels, depth, rows, columns = grid.shape[1:]
+    batch = grid.shape[0] if index is None else index.shape[0]
+    check(index, grid.shape[0])
     height, width = image_size
     outputs = channels // terms
     pixels = batch, height, width
     arguments.update(W=width, Gw=columns, D=depth, ACC=triton_dtype(dtype))
     if choose(channels, (depth, rows, columns), width) == "coarse":
-        table = row_table(grid, lattice, height, outputs, terms, dtype)
+        table = row_table(grid, lattice, height, outputs, terms, dtype, index)
         launch_pixels(
             coarse,
             pixels,
@@ -361,6 +379,7 @@ def launch_gather(
             grid_ptr=grid,
             **strides("grid", grid, "ncdyx"),
             **lattice_arguments(lattice, dtype),
+            **bank_arguments(grid, index),
             **arguments,
             **(fine_arguments or {}),
             Gh=rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +17,25 @@ def check(index: torch.Tensor | None, count: int) -> None:
     """Refuses an index out of range where ``BILAGRID_DEBUG=1``; else nobody looks, since looking would wait for the GPU."""
     if index is not None and index.device.type != "meta" and os.environ.get("BILAGRID_DEBUG") == "1":
         check_range(index, count)
+
+
+def bank_arguments(grid: torch.Tensor, index: torch.Tensor | None) -> dict[str, Any]:
+    """The arguments by which a kernel chooses grids."""
+    return {
+        "index_ptr": None if index is None else index.contiguous(),
+        "M": grid.shape[0],
+        "INDEXED": index is not None,
+    }
+
+
+@triton.jit
+def grid_of_image(index_ptr, n, M, INDEXED: tl.constexpr, WIDE: tl.constexpr):
+    """The grid that image n reads: its own, or where INDEXED that of a bank of M; and whether there is such a grid. Where not, another may be read."""
+    if INDEXED:
+        m, valid = in_range(tl.load(index_ptr + n), M, WIDE)
+        return m, valid
+    else:
+        return n, True
 
 
 @triton.jit

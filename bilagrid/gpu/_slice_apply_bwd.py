@@ -7,6 +7,7 @@ import triton.language as tl
 
 from bilagrid.gpu._gather import dot_quad, grid_corners, grid_planes, load_terms, split_quad, table_corner, table_quad
 from bilagrid.gpu._geometry import guide_factor, luma_weight, widen
+from bilagrid.gpu._index import grid_of_image
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term, pixel_tile
 
@@ -125,6 +126,7 @@ def _slice_apply_bwd_pixels_coarse_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def _slice_apply_bwd_pixels_fine_kernel(
     grid_ptr,
+    index_ptr,
     guide_ptr,
     image_ptr,
     grad_ptr,
@@ -155,6 +157,7 @@ def _slice_apply_bwd_pixels_fine_kernel(
     stride_grad_guide_x,
     first_n,
     first_row,
+    M,
     W,
     Gh,
     Gw,
@@ -166,6 +169,7 @@ def _slice_apply_bwd_pixels_fine_kernel(
     anchor_z,
     anchor_y,
     anchor_x,
+    INDEXED: tl.constexpr,
     C_IN: tl.constexpr,
     TERMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -192,7 +196,11 @@ def _slice_apply_bwd_pixels_fine_kernel(
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
     )  # fmt: skip
     to_guide = guide_factor(guide, scale_z, anchor_z, D, ACC)
-    grid_ptr += n * stride_grid_n
+    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
+    if INDEXED:
+        upper = tl.where(valid, upper, float("nan"))
+        to_guide = tl.where(valid, to_guide, float("nan"))
+    grid_ptr += m * stride_grid_n
     by_guide = tl.zeros([BLOCK], ACC)
     if LUMA:
         for channel in range(OUTPUTS * TERMS):

@@ -21,6 +21,7 @@ from bilagrid.gpu._gather import (
     unpack,
 )
 from bilagrid.gpu._geometry import constant, widen
+from bilagrid.gpu._index import grid_of_image
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
 from bilagrid.gpu._pixels import load_term, pixel_tile
 from bilagrid.lattice import Lattice
@@ -106,6 +107,7 @@ def _slice_coarse_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def _slice_fine_kernel(
     grid_ptr,
+    index_ptr,
     guide_ptr,
     out_ptr,
     stride_grid_n,
@@ -122,6 +124,7 @@ def _slice_fine_kernel(
     stride_out_x,
     first_n,
     first_row,
+    M,
     W,
     Gh,
     Gw,
@@ -133,6 +136,7 @@ def _slice_fine_kernel(
     anchor_z,
     anchor_y,
     anchor_x,
+    INDEXED: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     DZ: tl.constexpr,
@@ -154,7 +158,10 @@ def _slice_fine_kernel(
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, DZ, ACC, WIDE,
     )  # fmt: skip
     out_ptr += n * stride_out_n + widen(row, WIDE) * stride_out_y + widen(offs_x, WIDE) * stride_out_x
-    first = n * stride_grid_n
+    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
+    if INDEXED:
+        upper = tl.where(valid, upper, float("nan"))
+    first = m * stride_grid_n
     CHANNELS: tl.constexpr = C - 1 if NORMALIZED else C
     if PACKED:
         below, above = packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C, D, ACC)
@@ -239,6 +246,7 @@ def _slice_bwd_guide_coarse_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def _slice_bwd_guide_fine_kernel(
     grid_ptr,
+    index_ptr,
     guide_ptr,
     values_ptr,
     out_ptr,
@@ -259,6 +267,7 @@ def _slice_bwd_guide_fine_kernel(
     stride_out_x,
     first_n,
     first_row,
+    M,
     W,
     Gh,
     Gw,
@@ -270,6 +279,7 @@ def _slice_bwd_guide_fine_kernel(
     anchor_z,
     anchor_y,
     anchor_x,
+    INDEXED: tl.constexpr,
     C: tl.constexpr,
     VALUES: tl.constexpr,
     D: tl.constexpr,
@@ -292,7 +302,10 @@ def _slice_bwd_guide_fine_kernel(
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, True, ACC, WIDE,
     )  # fmt: skip
     values_ptr += n * stride_values_n + i * stride_values_y + j * stride_values_x
-    first = n * stride_grid_n
+    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
+    if INDEXED:
+        upper = tl.where(valid, upper, float("nan"))
+    first = m * stride_grid_n
     acc = tl.zeros([BLOCK], ACC)
     if PACKED:
         below, above = packed_planes(grid_ptr, first, corner, step_y, step_x, weight_y, weight_x, C, D, ACC)
@@ -311,22 +324,36 @@ def _slice_bwd_guide_fine_kernel(
     tl.store(out_ptr, acc * upper * constant(scale_z, ACC), mask=mask)
 
 
-def slice(grid: torch.Tensor, guide: torch.Tensor, lattice: Lattice, *, dz: bool = False) -> torch.Tensor:
-    """The grid at every pixel, or with ``dz`` its derivative by the grid coordinate z: (N, C, H, W), contiguous, of the grid's dtype."""
-    out = torch.empty((*grid.shape[:2], *guide.shape[1:]), dtype=grid.dtype, device=grid.device)
-    _gather(grid, guide, out, lattice, dz=dz, normalized=False)
+def slice(
+    grid: torch.Tensor,
+    guide: torch.Tensor,
+    lattice: Lattice,
+    *,
+    dz: bool = False,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The grid, or of a bank the one that ``index`` says, at every pixel, or with ``dz`` its derivative by the grid coordinate z: (N, C, H, W), contiguous, of the grid's dtype."""
+    out = torch.empty((guide.shape[0], grid.shape[1], *guide.shape[1:]), dtype=grid.dtype, device=grid.device)
+    _gather(grid, guide, out, lattice, dz=dz, normalized=False, index=index)
     return out
 
 
 def slice_normalized(grid: torch.Tensor, guide: torch.Tensor, lattice: Lattice) -> torch.Tensor:
     """The first C - 1 channels of the grid at every pixel over the last: (N, C - 1, H, W), contiguous, of the grid's dtype."""
     out = torch.empty((grid.shape[0], grid.shape[1] - 1, *guide.shape[1:]), dtype=grid.dtype, device=grid.device)
-    _gather(grid, guide, out, lattice, dz=False, normalized=True)
+    _gather(grid, guide, out, lattice, dz=False, normalized=True, index=None)
     return out
 
 
 def _gather(
-    grid: torch.Tensor, guide: torch.Tensor, out: torch.Tensor, lattice: Lattice, *, dz: bool, normalized: bool
+    grid: torch.Tensor,
+    guide: torch.Tensor,
+    out: torch.Tensor,
+    lattice: Lattice,
+    *,
+    dz: bool,
+    normalized: bool,
+    index: torch.Tensor | None,
 ) -> None:
     launch_gather(
         _slice_coarse_kernel,
@@ -337,6 +364,7 @@ def _gather(
         grid.shape[1],
         compute_dtype(grid, guide),
         PIXEL_CONFIGS,
+        index=index,
         wide=needs_int64(guide, out),
         guide_ptr=guide,
         out_ptr=out,
@@ -350,7 +378,13 @@ def _gather(
 
 
 def slice_bwd_guide(
-    grid: torch.Tensor, guide: torch.Tensor, values: torch.Tensor, lattice: Lattice, *, homogeneous: bool = False
+    grid: torch.Tensor,
+    guide: torch.Tensor,
+    values: torch.Tensor,
+    lattice: Lattice,
+    *,
+    homogeneous: bool = False,
+    index: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``scale_z * sum_c values_c * slice(grid, guide, dz=True)_c``: (N, H, W), of the guide's dtype.
 
@@ -366,6 +400,7 @@ def slice_bwd_guide(
         grid.shape[1],
         compute_dtype(grid, guide, values),
         BWD_GUIDE_CONFIGS,
+        index=index,
         wide=needs_int64(guide, values, out),
         guide_ptr=guide,
         values_ptr=values,

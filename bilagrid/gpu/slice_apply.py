@@ -18,6 +18,7 @@ from bilagrid.gpu._gather import (
     table_value,
 )
 from bilagrid.gpu._geometry import widen
+from bilagrid.gpu._index import grid_of_image
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
 from bilagrid.gpu._pixels import load_guide, load_term, pixel_tile
 from bilagrid.gpu._reduction import reduce_products
@@ -108,6 +109,7 @@ def _slice_apply_coarse_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def _slice_apply_fine_kernel(
     grid_ptr,
+    index_ptr,
     guide_ptr,
     image_ptr,
     out_ptr,
@@ -129,6 +131,7 @@ def _slice_apply_fine_kernel(
     stride_out_x,
     first_n,
     first_row,
+    M,
     W,
     Gh,
     Gw,
@@ -140,6 +143,7 @@ def _slice_apply_fine_kernel(
     anchor_z,
     anchor_y,
     anchor_x,
+    INDEXED: tl.constexpr,
     C_IN: tl.constexpr,
     TERMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -163,7 +167,10 @@ def _slice_apply_fine_kernel(
         guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
         stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
     )  # fmt: skip
-    grid_ptr += n * stride_grid_n
+    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
+    if INDEXED:
+        upper = tl.where(valid, upper, float("nan"))
+    grid_ptr += m * stride_grid_n
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     for o in range(OUTPUTS):
         acc = tl.zeros([BLOCK], ACC)
@@ -178,7 +185,13 @@ def _slice_apply_fine_kernel(
 
 
 def slice_apply(
-    grid: torch.Tensor, guide: torch.Tensor | None, image: torch.Tensor, lattice: Lattice, *, offset: bool
+    grid: torch.Tensor,
+    guide: torch.Tensor | None,
+    image: torch.Tensor,
+    lattice: Lattice,
+    *,
+    offset: bool,
+    index: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The grid's affine map at every pixel applied to the image: (N, C_out, H, W), lying as the image does; the guide is luma where None."""
     terms = image.shape[1] + int(offset)
@@ -192,6 +205,7 @@ def slice_apply(
         terms,
         compute_dtype(grid, guide, image),
         APPLY_CONFIGS,
+        index=index,
         wide=needs_int64(guide, image, out),
         **_pixels(grid, guide, image, terms),
         out_ptr=out,
@@ -208,6 +222,7 @@ def slice_apply_bwd_pixels(
     lattice: Lattice,
     *,
     offset: bool,
+    index: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The gradients of `slice_apply` by image and guide, in one pass; where the guide is luma, its gradient is part of the image's."""
     grad_image = torch.empty_like(image)
@@ -222,6 +237,7 @@ def slice_apply_bwd_pixels(
         terms,
         compute_dtype(grid, guide, image, grad_output),
         BWD_PIXELS_CONFIGS,
+        index=index,
         wide=needs_int64(guide, image, grad_output, grad_image, grad_guide),
         **_pixels(grid, guide, image, terms),
         grad_ptr=grad_output,

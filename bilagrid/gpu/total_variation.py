@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from bilagrid.gpu._geometry import constant as constant_of
 from bilagrid.gpu._geometry import widen
+from bilagrid.gpu._index import bank_arguments, check, in_range
 from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, constant, launch, needs_int64, strides, triton_dtype
 
 # BLOCK and the number of programs change the order of the sum, so they are not tuned.
@@ -33,6 +36,16 @@ def _locate(offs, Gh, Gw, C: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+def _grid_of(index_ptr, n, M, mask, INDEXED: tl.constexpr, WIDE: tl.constexpr):
+    """The grids of nodes, and whether there are such."""
+    if INDEXED:
+        m, valid = in_range(tl.load(index_ptr + n, mask=mask, other=0), M, WIDE)
+        return m, valid
+    else:
+        return n, mask
+
+
+@triton.jit
 def _difference(node_ptr, value, stride, exists, ACC: tl.constexpr):
     """The next node less this one, 0 where there is none."""
     following = tl.load(node_ptr + stride, mask=exists, other=0.0).to(ACC)
@@ -42,6 +55,7 @@ def _difference(node_ptr, value, stride, exists, ACC: tl.constexpr):
 @triton.jit(do_not_specialize=RUNTIME)
 def _sum_differences_kernel(
     grid_ptr,
+    index_ptr,
     partial_ptr,
     stride_grid_n,
     stride_grid_c,
@@ -49,8 +63,10 @@ def _sum_differences_kernel(
     stride_grid_y,
     stride_grid_x,
     N,
+    M,
     Gh,
     Gw,
+    INDEXED: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
@@ -59,7 +75,7 @@ def _sum_differences_kernel(
 ):
     """A program owns every num_programs-th block of nodes: partial[axis, program] = the sum of their squared differences to the next node.
 
-    grid (N, C, D, Gh, Gw), partial (3, programs), the axes z, y, x.
+    grid (N, C, D, Gh, Gw), or where INDEXED N times one of a bank of M, index[n]; partial (3, programs), the axes z, y, x.
     """
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -71,9 +87,12 @@ def _sum_differences_kernel(
         offs = start + tl.arange(0, BLOCK)
         n, c, d, y, x = _locate(offs, Gh, Gw, C, D)
         mask = offs < count
-        node_ptr = grid_ptr + n * stride_grid_n + c * stride_grid_c
+        m, valid = _grid_of(index_ptr, n, M, mask, INDEXED, WIDE)
+        node_ptr = grid_ptr + m * stride_grid_n + c * stride_grid_c
         node_ptr += d * stride_grid_d + y * stride_grid_y + x * stride_grid_x
         value = tl.load(node_ptr, mask=mask, other=0.0).to(ACC)
+        if INDEXED:
+            value = tl.where(valid, value, float("nan"))
         step_z = _difference(node_ptr, value, stride_grid_d, mask & (d + 1 < D), ACC)
         step_y = _difference(node_ptr, value, stride_grid_y, mask & (y + 1 < Gh), ACC)
         step_x = _difference(node_ptr, value, stride_grid_x, mask & (x + 1 < Gw), ACC)
@@ -115,6 +134,7 @@ def _total_kernel(
 @triton.jit(do_not_specialize=[*RUNTIME, "weight_z", "weight_y", "weight_x"])
 def _total_variation_bwd_kernel(
     grid_ptr,
+    index_ptr,
     out_ptr,
     stride_grid_n,
     stride_grid_c,
@@ -122,11 +142,13 @@ def _total_variation_bwd_kernel(
     stride_grid_y,
     stride_grid_x,
     N,
+    M,
     Gh,
     Gw,
     weight_z,
     weight_y,
     weight_x,
+    INDEXED: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
@@ -135,14 +157,17 @@ def _total_variation_bwd_kernel(
 ):
     """A program owns BLOCK nodes: out[k] = sum over axes of 2 weight ((grid[k] - grid[k-1]) - (grid[k+1] - grid[k])), differences to outside being 0.
 
-    grid (N, C, D, Gh, Gw), out the same, contiguous.
+    grid (N, C, D, Gh, Gw), or where INDEXED N times one of a bank of M, index[n]; out (N, C, D, Gh, Gw), contiguous.
     """
     offs = widen(tl.program_id(0), WIDE) * BLOCK + tl.arange(0, BLOCK)
     n, c, d, y, x = _locate(offs, Gh, Gw, C, D)
     mask = n < N
-    node_ptr = grid_ptr + n * stride_grid_n + c * stride_grid_c
+    m, valid = _grid_of(index_ptr, n, M, mask, INDEXED, WIDE)
+    node_ptr = grid_ptr + m * stride_grid_n + c * stride_grid_c
     node_ptr += d * stride_grid_d + y * stride_grid_y + x * stride_grid_x
     value = tl.load(node_ptr, mask=mask, other=0.0).to(ACC)
+    if INDEXED:
+        value = tl.where(valid, value, float("nan"))
     bend_z = _difference(node_ptr, value, -stride_grid_d, mask & (d > 0), ACC)
     bend_z += _difference(node_ptr, value, stride_grid_d, mask & (d + 1 < D), ACC)
     bend_y = _difference(node_ptr, value, -stride_grid_y, mask & (y > 0), ACC)
@@ -155,15 +180,17 @@ def _total_variation_bwd_kernel(
     tl.store(out_ptr + offs, gradient * -2.0, mask=mask)
 
 
-def total_variation(grid: torch.Tensor) -> torch.Tensor:
-    """The sum over the axes z, y, x of the mean of (difference)² over batch, channels and differences: 0-dim, of the grid's dtype."""
-    if grid.numel() == 0:
+def total_variation(grid: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum over the axes z, y, x of the mean of (difference)² over batch, or ``index``, channels and differences: 0-dim, of the grid's dtype."""
+    batch, count = _extent(grid, index)
+    if count == 0:
         return torch.zeros((), dtype=grid.dtype, device=grid.device)
+    check(index, grid.shape[0])
     out = torch.empty((), dtype=grid.dtype, device=grid.device)
     dtype = compute_dtype(grid)
-    programs = min(cdiv(grid.numel(), SUM_CONFIGS[0].kwargs["BLOCK"]), _PROGRAMS)
+    programs = min(cdiv(count, SUM_CONFIGS[0].kwargs["BLOCK"]), _PROGRAMS)
     partial = torch.empty((3, programs), dtype=dtype, device=grid.device)
-    batch, channels, depth, rows, columns = grid.shape
+    _, channels, depth, rows, columns = grid.shape
     launch(
         _sum_differences_kernel,
         programs,
@@ -171,6 +198,7 @@ def total_variation(grid: torch.Tensor) -> torch.Tensor:
         grid,
         grid_ptr=grid,
         partial_ptr=partial,
+        **bank_arguments(grid, index),
         **strides("grid", grid, "ncdyx"),
         N=batch,
         Gh=rows,
@@ -178,7 +206,7 @@ def total_variation(grid: torch.Tensor) -> torch.Tensor:
         C=channels,
         D=depth,
         ACC=triton_dtype(dtype),
-        WIDE=needs_int64(grid) or grid.numel() >= 2**30,
+        WIDE=needs_int64(grid) or count >= 2**30,
     )
     launch(
         _total_kernel,
@@ -188,31 +216,34 @@ def total_variation(grid: torch.Tensor) -> torch.Tensor:
         partial_ptr=partial,
         out_ptr=out,
         parts=programs,
-        **_weights(grid, dtype),
+        **_weights(grid, count, dtype),
         ACC=triton_dtype(dtype),
     )
     return out
 
 
-def total_variation_bwd(grid: torch.Tensor) -> torch.Tensor:
-    """The gradient of `total_variation` by the grid: contiguous, of the grid's dtype."""
-    out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
-    if grid.numel() == 0:
+def total_variation_bwd(grid: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient of `total_variation` by the grids, or by those of ``index``: (N, C, D, Gh, Gw), contiguous, of the grid's dtype."""
+    batch, count = _extent(grid, index)
+    out = torch.empty((batch, *grid.shape[1:]), dtype=grid.dtype, device=grid.device)
+    if count == 0:
         return out
+    check(index, grid.shape[0])
     dtype = compute_dtype(grid)
-    batch, channels, depth, rows, columns = grid.shape
+    _, channels, depth, rows, columns = grid.shape
     launch(
         _total_variation_bwd_kernel,
-        lambda meta: cdiv(grid.numel(), meta["BLOCK"]),
+        lambda meta: cdiv(count, meta["BLOCK"]),
         GRADIENT_CONFIGS,
         grid,
         grid_ptr=grid,
         out_ptr=out,
+        **bank_arguments(grid, index),
         **strides("grid", grid, "ncdyx"),
         N=batch,
         Gh=rows,
         Gw=columns,
-        **_weights(grid, dtype),
+        **_weights(grid, count, dtype),
         C=channels,
         D=depth,
         ACC=triton_dtype(dtype),
@@ -221,8 +252,14 @@ def total_variation_bwd(grid: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _weights(grid: torch.Tensor, dtype: torch.dtype) -> dict[str, float | int]:
+def _extent(grid: torch.Tensor, index: torch.Tensor | None) -> tuple[int, int]:
+    """How many grids are averaged over, and their nodes with channels."""
+    batch = grid.shape[0] if index is None else index.shape[0]
+    return batch, batch * math.prod(grid.shape[1:])
+
+
+def _weights(grid: torch.Tensor, count: int, dtype: torch.dtype) -> dict[str, float | int]:
     """One over the number of differences along each axis; 0 where there is none."""
-    counts = [grid.numel() // nodes * (nodes - 1) for nodes in grid.shape[2:]]
+    counts = [count // nodes * (nodes - 1) for nodes in grid.shape[2:]]
     names = ("weight_z", "weight_y", "weight_x")
     return {name: constant(1 / count if count else 0.0, dtype) for name, count in zip(names, counts, strict=True)}

@@ -31,6 +31,13 @@ def numbers(name: str, symbols: str, values: Any) -> tuple[float, ...]:
     return tuple(number(name, value) for value in values)
 
 
+def sparse(value: Any, index: Tensor | None) -> None:
+    """A gradient can be sparse where grids are chosen by an index."""
+    flag("sparse", value)
+    if value and index is None:
+        raise ValueError("sparse=True needs an index, which chooses the grids that have a gradient; pass index=(N,)")
+
+
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -32,6 +32,31 @@ def check_range(index: Tensor | None, count: int) -> None:
         raise IndexError(f"index must be from 0 to {count - 1}, for {count} grids, got {wrong}")
 
 
+def for_images(index: Tensor | None, images: Tensor, what: str, bank: Tensor | None = None) -> None:
+    """An ``index (N,)`` fits ``images``, called ``what``, of which each has its grid in ``bank`` where they read one."""
+    if index is None:
+        return
+    check_index(index, images, what)
+    if tuple(index.shape) != (images.shape[0],):
+        raise ValueError(f"index must have shape (N,) = ({images.shape[0]},) to match {what}, got {tuple(index.shape)}")
+    if bank is not None:
+        check_bank(bank, images)
+
+
+def check_bank(bank: Tensor, images: Tensor) -> None:
+    """There is something to choose from for images, or points, if there are any."""
+    if bank.shape[0] == 0 and images.numel() > 0:
+        raise ValueError(f"grid must have at least one grid to choose from, got {tuple(bank.shape)}")
+
+
+def folded(index: Tensor, dim: int | None, batch: int, count: int | None = None) -> Tensor:
+    """For vmap: the index ``(N, ...)`` of ``batch`` items as one ``(batch * N, ...)``; into as many banks of ``count`` grids where that is given, else into one."""
+    mapped = index.expand(batch, *index.shape) if dim is None else index.movedim(dim, 0)
+    if count is not None:
+        mapped = shifted(mapped, count, torch.arange(batch, device=index.device).view(-1, *(1,) * (mapped.ndim - 1)))
+    return mapped.flatten(0, 1)
+
+
 def along(index: Tensor, leading: Sequence[int]) -> Tensor:
     """``index`` expanded to the dimensions ``leading``, from the first on: those that it lacks at the end are as if of extent 1."""
     padded = index.reshape(*index.shape, *(1,) * (len(leading) - index.ndim))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
+from bilagrid.ops._index import folded
 from bilagrid.ops._plain import is_plain
 
 LATTICE = "str kind, SymInt[] size, SymInt[] image_size, SymInt[] origin, float[] steps, SymInt[] steps_size"
@@ -111,21 +112,36 @@ def raw_operator(
     _library.impl(name, run("cpu"), "CPU")
     _library.impl(name, run("cuda"), "CUDA")
     torch.library.register_fake(f"bilagrid::{name}", run_fake, lib=_library)
-    torch.library.register_vmap(f"bilagrid::{name}", vmap or _fold(operator), lib=_library)
+    torch.library.register_vmap(f"bilagrid::{name}", vmap or _fold(operator, names), lib=_library)
     return call
 
 
-def _fold(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The vmap rule of an operator whose tensors all begin with the batch: the mapped dimension joins it."""
+def _fold(operator: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """The vmap rule of an operator whose tensors all begin with the batch: the mapped dimension joins it.
+
+    Where there is an index, the first tensor is a bank: that of all items, or one bank after the other.
+    """
+    place = names.index("index") if "index" in names else -1
 
     def rule(info: Any, in_dims: tuple[Any, ...], *values: Any) -> tuple[Any, Any]:
+        banked = place >= 0 and values[place] is not None
+        if banked:
+            banks = None if in_dims[0] is None else values[0].movedim(in_dims[0], 0)
+            index = folded(values[place], in_dims[place], info.batch_size, None if banks is None else banks.shape[1])
+            bank = values[0] if banks is None else banks.flatten(0, 1)
+
         def fold(value: Any, dim: int | None) -> Any:
             if not isinstance(value, Tensor):
                 return value
             mapped = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
             return mapped.flatten(0, 1)
 
-        outputs = operator(*map(fold, values, in_dims))
+        if banked:
+            values = tuple(None if k in (0, place) else value for k, value in enumerate(values))
+        arguments = list(map(fold, values, in_dims))
+        if banked:
+            arguments[0], arguments[place] = bank, index
+        outputs = operator(*arguments)
         if isinstance(outputs, Tensor):
             return outputs.unflatten(0, (info.batch_size, -1)), 0
         return [out.unflatten(0, (info.batch_size, -1)) for out in outputs], [0] * len(outputs)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bilagrid.lattice import Lattice
-from bilagrid.ops import _checks
+from bilagrid.ops import _checks, _index
+from bilagrid.ops._bank import to_bank
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import LUMA, luma
@@ -20,7 +21,14 @@ from bilagrid.ops.splat import splat_
 
 
 def slice_apply(
-    grid: Tensor, guide: Tensor | None, image: Tensor, *, lattice: Lattice | None = None, offset: bool = True
+    grid: Tensor,
+    guide: Tensor | None,
+    image: Tensor,
+    *,
+    lattice: Lattice | None = None,
+    offset: bool = True,
+    index: Tensor | None = None,
+    sparse: bool = False,
 ) -> Tensor:
     """Slices the coefficients of an affine map at each pixel and applies it, without storing the coefficients::
 
@@ -32,6 +40,8 @@ def slice_apply(
         image: ``(N, C_in, H, W)``, any floating type and strides.
         lattice: where pixels land; `Lattice.cell_centered` by default.
         offset: whether the map has a constant term.
+        index: ``(N,)``, int64 or int32: the grid of each image in a bank ``(M, C, D, Gh, Gw)``, which is not copied.
+        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives.
 
     Returns:
         ``(N, C_out, H, W)`` in the image's dtype, computed in float32 (float64 where an argument is float64). It keeps the image's strides: interleaved
@@ -40,8 +50,11 @@ def slice_apply(
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes, devices or a lattice that do not fit, or no guide for an image of other than 3 channels.
+        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such an image is NaN and adds to no gradient of the
+            grid; ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
-    Gradients: to grid, guide (or through luma to image) and image, of any order in reverse mode; the second order stores the coefficients. Deterministic.
+    Gradients: to grid, guide (or through luma to image) and image, of any order in reverse mode; the second order stores the coefficients, and
+    copies chosen grids. Images that share a grid are added up in their order. Deterministic.
 
     Source: Gharbi et al., "Deep bilateral learning for real-time image enhancement", SIGGRAPH 2017, section 3.3.
 
@@ -50,12 +63,21 @@ def slice_apply(
         >>> image = torch.rand(1, 3, 48, 64)
         >>> torch.testing.assert_close(slice_apply(identity, None, image), image)
     """
-    lattice = _checked(grid, guide, image, lattice, offset)
-    return _SliceApply.apply(grid, guide, image, offset, pack(lattice))
+    lattice = _checked(grid, guide, image, lattice, offset, index, sparse)
+    index = None if index is None else index.long()
+    return _SliceApply.apply(grid, guide, image, offset, pack(lattice), index, sparse)
 
 
 @once
-def _checked(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice | None, offset: bool) -> Lattice:
+def _checked(
+    grid: Tensor,
+    guide: Tensor | None,
+    image: Tensor,
+    lattice: Lattice | None,
+    offset: bool,
+    index: Tensor | None,
+    sparse: bool,
+) -> Lattice:
     """The lattice of arguments that fit each other."""
     _checks.tensors(grid=grid, image=image, optional=guide)
     _checks.flag("offset", offset)
@@ -65,8 +87,12 @@ def _checked(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
     elif image.shape[1] != 3:
         raise ValueError(f"image must have 3 channels for guide=None, the luma, got {image.shape[1]}; pass a guide")
-    if grid.shape[0] != image.shape[0]:
-        raise ValueError(f"grid must have the batch size of image, {image.shape[0]}, got {grid.shape[0]}")
+    if index is None and grid.shape[0] != image.shape[0]:
+        raise ValueError(
+            f"grid must have the batch size of image, {image.shape[0]}, got {grid.shape[0]}; to choose grids pass index"
+        )
+    _index.for_images(index, image, "image", grid)
+    _checks.sparse(sparse, index)
     terms = image.shape[1] + int(offset)
     if grid.shape[1] % terms:
         each = "C_in + 1" if offset else "C_in"
@@ -85,15 +111,24 @@ def slice_apply_bwd_pixels_(
     grid: Tensor, guide: Tensor, image: Tensor, grad: Tensor, lattice: Lattice
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ``sum(grad * slice_apply(grid, guide, image))`` by image and by guide."""
-    return _SliceApplyBwdPixels.apply(grid, guide, image, grad, True, pack(lattice))
+    return _SliceApplyBwdPixels.apply(grid, guide, image, grad, True, pack(lattice), None)
 
 
-def _fake_slice_apply(grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool) -> Tensor:
+def _fake_slice_apply(
+    grid: Tensor, guide: Tensor | None, image: Tensor, lattice: Lattice, *, offset: bool, index: Tensor | None
+) -> Tensor:
     return empty_as(image, grid.shape[1] // (image.shape[1] + int(offset)))
 
 
 def _fake_slice_apply_bwd_pixels(
-    grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
+    grid: Tensor,
+    guide: Tensor | None,
+    image: Tensor,
+    grad_output: Tensor,
+    lattice: Lattice,
+    *,
+    offset: bool,
+    index: Tensor | None,
 ) -> list[Tensor]:
     grads = [torch.empty_like(image)]
     return grads if guide is None else [*grads, guide.new_empty(guide.shape)]
@@ -111,12 +146,12 @@ def _fake_slice_apply_bwd_grid(
 
 _raw_slice_apply = raw_operator(
     "slice_apply",
-    f"slice_apply(Tensor grid, Tensor? guide, Tensor image, {LATTICE}, bool offset) -> Tensor",
+    f"slice_apply(Tensor grid, Tensor? guide, Tensor image, {LATTICE}, bool offset, Tensor? index) -> Tensor",
     _fake_slice_apply,
 )
 _raw_slice_apply_bwd_pixels = raw_operator(
     "slice_apply",
-    f"slice_apply_bwd_pixels(Tensor grid, Tensor? guide, Tensor image, Tensor grad_output, {LATTICE}, bool offset) -> Tensor[]",
+    f"slice_apply_bwd_pixels(Tensor grid, Tensor? guide, Tensor image, Tensor grad_output, {LATTICE}, bool offset, Tensor? index) -> Tensor[]",
     _fake_slice_apply_bwd_pixels,
 )
 _raw_slice_apply_bwd_grid = raw_operator(
@@ -128,25 +163,34 @@ _raw_slice_apply_bwd_grid = raw_operator(
 
 class _SliceApply(Function):
     @staticmethod
-    def forward(grid: Tensor, guide: Tensor | None, image: Tensor, offset: bool, lattice: Packed) -> Tensor:
-        return _raw_slice_apply(grid, guide, image, lattice, offset)
+    def forward(
+        grid: Tensor,
+        guide: Tensor | None,
+        image: Tensor,
+        offset: bool,
+        lattice: Packed,
+        index: Tensor | None,
+        sparse: bool,
+    ) -> Tensor:
+        return _raw_slice_apply(grid, guide, image, lattice, offset, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grid, guide, image, ctx.offset, ctx.lattice = inputs
-        ctx.save_for_backward(grid, guide, image)
+        grid, guide, image, ctx.offset, ctx.lattice, index, ctx.sparse = inputs
+        ctx.save_for_backward(grid, guide, image, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grid, guide, image = ctx.saved_tensors
+        grid, guide, image, index = ctx.saved_tensors
         lattice = unpack(ctx.lattice, grid)
         by_grid = by_guide = by_image = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            by_image, *rest = _SliceApplyBwdPixels.apply(grid, guide, image, grad, ctx.offset, pack(lattice))
+            by_image, *rest = _SliceApplyBwdPixels.apply(grid, guide, image, grad, ctx.offset, pack(lattice), index)
             by_guide = rest[0] if rest else None
         if ctx.needs_input_grad[0]:
-            by_grid = _SliceApplyBwdGrid.apply(guide, image, grad, ctx.offset, pack(lattice)).to(grid.dtype)
-        return by_grid, by_guide, by_image, None, None
+            parts = _SliceApplyBwdGrid.apply(guide, image, grad, ctx.offset, pack(lattice))
+            by_grid = to_bank(parts, grid, index, sparse=ctx.sparse)
+        return by_grid, by_guide, by_image, None, None, None, None
 
 
 class _SliceApplyBwdPixels(Function):
@@ -154,19 +198,25 @@ class _SliceApplyBwdPixels(Function):
 
     @staticmethod
     def forward(
-        grid: Tensor, guide: Tensor | None, image: Tensor, grad_output: Tensor, offset: bool, lattice: Packed
+        grid: Tensor,
+        guide: Tensor | None,
+        image: Tensor,
+        grad_output: Tensor,
+        offset: bool,
+        lattice: Packed,
+        index: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        return tuple(_raw_slice_apply_bwd_pixels(grid, guide, image, grad_output, lattice, offset))
+        return tuple(_raw_slice_apply_bwd_pixels(grid, guide, image, grad_output, lattice, offset, index))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        grid, guide, image, grad_output, ctx.offset, ctx.lattice = inputs
-        ctx.save_for_backward(grid, guide, image, grad_output)
+        grid, guide, image, grad_output, ctx.offset, ctx.lattice, index = inputs
+        ctx.save_for_backward(grid, guide, image, grad_output, index)
 
     @staticmethod
     def backward(ctx: Any, by_image: Tensor, *rest: Tensor) -> tuple[Any, ...]:
         """With u and v the incoming gradients, those of ``sum_p grad^T (A u + scale_z v A' [image; 1])``, A' the slice of dw/dz."""
-        given = ctx.saved_tensors
+        *given, index = ctx.saved_tensors
         grid, image, grad, by_image = map(widened, (given[0], *given[2:], by_image))
         lattice = unpack(ctx.lattice, grid)
         fused = given[1] is None
@@ -175,18 +225,23 @@ class _SliceApplyBwdPixels(Function):
         along = (by_guide * lattice.scale[0]).unsqueeze(1)
         direction = _terms(by_image, ctx.offset, 0)
         pixel = _terms(image, ctx.offset, 1)
-        maps = _maps(slice_(grid, guide, lattice), pixel)
-        slopes = _maps(slice_(grid, guide, lattice, True), pixel)
+        maps = _maps(slice_(grid, guide, lattice, False, index), pixel)
+        slopes = _maps(slice_(grid, guide, lattice, True, index), pixel)
         grad_grad = (maps * direction).sum(2) + along * (slopes * pixel).sum(2)
         grad_grid = splat_(_products(grad, direction), guide, lattice)
-        grad_grid = grad_grid + splat_(along * _products(grad, pixel), guide, lattice, True)
+        grad_grid = to_bank(grad_grid + splat_(along * _products(grad, pixel), guide, lattice, True), grid, index)
         pulled = (grad.unsqueeze(2) * slopes).sum(1)
         grad_image = along * pulled[:, : image.shape[1]]
         grad_guide = lattice.scale[0] * (pulled.unsqueeze(1) * direction).sum((1, 2))
         if fused:
             grad_image = grad_image + _by_luma(grad_guide)
         grads = (grad_grid, None if fused else grad_guide, grad_image, grad_grad)
-        return *(grad if grad is None else grad.to(t.dtype) for grad, t in zip(grads, given, strict=True)), None, None
+        return (
+            *(grad if grad is None else grad.to(t.dtype) for grad, t in zip(grads, given, strict=True)),
+            None,
+            None,
+            None,
+        )
 
 
 class _SliceApplyBwdGrid(Function):
@@ -206,8 +261,8 @@ class _SliceApplyBwdGrid(Function):
         """``sum_p grad^T B [image; 1]``, B the slice of the incoming gradient, is a slice_apply whose output meets ``grad``."""
         guide, image, grad = ctx.saved_tensors
         lattice = unpack(ctx.lattice, by_grid)
-        grad_grad = _SliceApply.apply(by_grid, guide, image, ctx.offset, pack(lattice))
-        grad_image, *rest = _SliceApplyBwdPixels.apply(by_grid, guide, image, grad, ctx.offset, pack(lattice))
+        grad_grad = _SliceApply.apply(by_grid, guide, image, ctx.offset, pack(lattice), None, False)
+        grad_image, *rest = _SliceApplyBwdPixels.apply(by_grid, guide, image, grad, ctx.offset, pack(lattice), None)
         by_guide = rest[0] if rest else None
         return by_guide, grad_image, grad_grad.to(grad.dtype), None, None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks, _index
+from bilagrid.ops._bank import to_bank
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
@@ -17,7 +18,7 @@ _AXES = (1, 2, 4)
 _ALL = sum(_AXES)
 
 
-def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None) -> Tensor:
+def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None, *, sparse: bool = False) -> Tensor:
     """Reads a grid at points given in its own coordinates, by trilinear interpolation::
 
         out[p, c] = sum_k w_k(p) grid[index[p], c, k]
@@ -32,6 +33,8 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None) -> T
         index: int64 or int32, the grid of each point. Its dimensions are those of ``points`` from the first on, of the same extent or 1, without the last;
             at the end some may be left out: for points ``(R, 3)`` it is ``(R,)``, for points ``(B, H, W, 3)`` one of ``(B, H, W)``, ``(B, H)``, ``(B,)``
             and ``()``. Without it one grid serves all points, and of several, ``grid[n]`` the points ``points[n]``.
+        sparse: whether the gradient by the grids is a sparse COO tensor of those that the index names, as `torch.nn.Embedding` gives; finding them out
+            waits for a GPU.
 
     Returns:
         ``(..., C)``, contiguous, in the grid's dtype, computed in float32 (float64 where an argument is float64).
@@ -57,7 +60,7 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None) -> T
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
     if points.ndim < 1 or points.shape[-1] != 3:
         raise ValueError(f"points must have shape (..., 3), each (x, y, z), got {tuple(points.shape)}")
-    leading = points.shape[:-1]
+    leading, given = points.shape[:-1], index
     if index is None:
         if grid.shape[0] != 1:
             if points.ndim < 2 or leading[0] != grid.shape[0]:
@@ -76,12 +79,12 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None) -> T
             raise ValueError(
                 f"index must have the dimensions of points, {tuple(leading)}, from the first on, or 1 in their place, got {tuple(index.shape)}"
             )
-        if grid.shape[0] == 0 and points.numel() > 0:
-            raise ValueError(f"grid must have at least one grid to choose from, got {tuple(grid.shape)}")
+        _index.check_bank(grid, points)
         index = _index.along(index.long(), leading)
+    _checks.sparse(sparse, given)
     if index is not None:
         index = _as_images(index, leading)
-    out = slice_points_(grid, _as_images(points, leading), index)
+    out = _SlicePoints.apply(grid, _as_images(points, leading), index, 0, sparse)
     return out.reshape(*leading, grid.shape[1])
 
 
@@ -90,7 +93,7 @@ def slice_points_(grid: Tensor, points: Tensor, index: Tensor | None, derivative
 
     ``derivative`` says by which coordinates the weights are differentiated, a sum of 1 for x, 2 for y and 4 for z.
     """
-    return _SlicePoints.apply(grid, points, index, derivative)
+    return _SlicePoints.apply(grid, points, index, derivative, False)
 
 
 def splat_points_(
@@ -138,10 +141,8 @@ def _fold_index(points: Tensor, index: Tensor | None, dim: int | None, batch: in
         images = points.shape[0] // batch
         own = torch.arange(images, device=points.device) * (count != 1)
         index, dim = own.view(images, 1, 1), None
-    mapped = index.expand(batch, *index.shape) if dim is None else index.movedim(dim, 0)
-    if banks:
-        mapped = _index.shifted(mapped, count, torch.arange(batch, device=points.device).view(-1, 1, 1, 1))
-    return mapped.expand(*mapped.shape[:2], *points.shape[1:3]).flatten(0, 1)
+    every = _index.folded(index, dim, batch, count if banks else None)
+    return every.expand(-1, *points.shape[1:3])
 
 
 def _vmap_read(operator: str) -> Any:
@@ -193,23 +194,27 @@ _raw_slice_points_bwd_grid = raw_operator(
 
 class _SlicePoints(Function):
     @staticmethod
-    def forward(grid: Tensor, points: Tensor, index: Tensor | None, derivative: int) -> Tensor:
+    def forward(grid: Tensor, points: Tensor, index: Tensor | None, derivative: int, sparse: bool) -> Tensor:
         return _raw_slice_points(grid, points, index, derivative)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grid, points, index, ctx.derivative = inputs
+        grid, points, index, ctx.derivative, ctx.sparse = inputs
         ctx.save_for_backward(grid, points, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grid, points, index = ctx.saved_tensors
         by_grid = by_points = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and ctx.sparse:
+            used, place = torch.unique(index, return_inverse=True)
+            parts = splat_points_(grad, points, place, (len(used), *_size(grid)[1:]), ctx.derivative)
+            by_grid = to_bank(parts, grid, used, sparse=True)
+        elif ctx.needs_input_grad[0]:
             by_grid = splat_points_(grad, points, index, _size(grid), ctx.derivative).to(grid.dtype)
         if ctx.needs_input_grad[1] and ctx.derivative != _ALL:
             by_points = _SlicePointsBwdPoints.apply(grid, points, index, grad, ctx.derivative)
-        return by_grid, by_points, None, None
+        return by_grid, by_points, None, None, None
 
 
 class _SplatPoints(Function):

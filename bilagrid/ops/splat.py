@@ -9,14 +9,23 @@ from torch import Tensor
 
 import bilagrid.ops.slice as adjoint
 from bilagrid.lattice import Lattice
-from bilagrid.ops import _checks
+from bilagrid.ops import _checks, _index
+from bilagrid.ops._bank import raw_collect
 from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import LATTICE, Packed, pack, raw_operator, unpack
 
 
-def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice: Lattice | None = None) -> Tensor:
+def splat(
+    values: Tensor,
+    guide: Tensor,
+    size: tuple[int, int, int],
+    *,
+    lattice: Lattice | None = None,
+    index: Tensor | None = None,
+    count: int | None = None,
+) -> Tensor:
     """Adds each pixel to the eight grid nodes around its place and guide value, by the weights with which `slice` would read them::
 
         grid[n, c, k] = sum_p w_k(p) values[n, c, p]
@@ -28,14 +37,18 @@ def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice:
         guide: ``(N, H, W)``; a pixel whose guide is NaN is left out, infinite values saturate.
         size: nodes ``(D, Gh, Gw)`` of the grid.
         lattice: where pixels land; `Lattice.cell_centered` by default.
+        index: ``(N,)``, int64 or int32: the grid of a bank that each image goes to. Images of one grid are added up in their order.
+        count: how many grids the bank has, which is given with an index; grids that no image goes to are 0.
 
     Returns:
-        ``(N, C, D, Gh, Gw)``, contiguous: float64 for float64 values, else float32, since a float16 sum of ones overflows at 1080p. A value that is not
+        ``(N, C, D, Gh, Gw)``, or ``(count, C, D, Gh, Gw)`` with an index, contiguous: float64 for float64 values, else float32, since a float16 sum of ones overflows at 1080p. A value that is not
         finite makes its nodes, and on a GPU nodes of the same columns, not finite.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes, devices or a lattice that do not fit.
+        ValueError: shapes, devices or a lattice that do not fit, or an index without a count.
+        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such an image goes nowhere and its gradients are NaN;
+            ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
     Gradients: to values (`slice` of the incoming gradient) and to guide, of any order in reverse mode. No atomics: the same bits on every run, for any
     number of threads and in any batch.
@@ -48,15 +61,31 @@ def splat(values: Tensor, guide: Tensor, size: tuple[int, int, int], *, lattice:
         >>> grid.shape, round(grid.sum().item(), 3)
         (torch.Size([1, 1, 4, 2, 2]), 48.0)
     """
-    return splat_(values, guide, _checked(values, guide, size, lattice))
+    lattice = _checked(values, guide, size, lattice, index, count)
+    if index is None:
+        return splat_(values, guide, lattice)
+    return _SplatToBank.apply(values, guide, pack(lattice), index.long(), count)
 
 
 @once
-def _checked(values: Tensor, guide: Tensor, size: tuple[int, int, int], lattice: Lattice | None) -> Lattice:
+def _checked(
+    values: Tensor,
+    guide: Tensor,
+    size: tuple[int, int, int],
+    lattice: Lattice | None,
+    index: Tensor | None,
+    count: int | None,
+) -> Lattice:
     """The lattice of arguments that fit each other."""
     _checks.tensors(values=values, guide=guide)
     _checks.rank("values", values, "(N, C, H, W)")
     _checks.same("guide", guide, "(N, H, W)", (values.shape[0], *values.shape[2:]), "values")
+    if (index is None) != (count is None):
+        raise ValueError("index and count go together: the grid of each image, and how many grids the bank has")
+    if index is not None and count is not None:
+        if not isinstance(count, (int, torch.SymInt)) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"count must be a whole number of grids, 1 or more, got {count!r}")
+        _index.for_images(index, values, "values")
     return _checks.lattice_for(lattice, size, guide, what="size")
 
 
@@ -99,4 +128,28 @@ class _Splat(Function):
             by_values = adjoint.slice_(grad[:, : values.shape[1]], guide, lattice, ctx.dz).to(values.dtype)
         if ctx.needs_input_grad[1] and not ctx.dz:
             by_guide = adjoint.slice_bwd_guide_(grad, guide, values, lattice, ctx.homogeneous)
+        return by_values, by_guide, None, None, None
+
+
+class _SplatToBank(Function):
+    """Each image splatted, and what goes to one grid added up."""
+
+    @staticmethod
+    def forward(values: Tensor, guide: Tensor, lattice: Packed, index: Tensor, count: int) -> Tensor:
+        return raw_collect(_raw_splat(values, guide, lattice, False, False), index, count)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, guide, ctx.lattice, index, _ = inputs
+        ctx.save_for_backward(values, guide, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        values, guide, index = ctx.saved_tensors
+        lattice = unpack(ctx.lattice, grad)
+        by_values = by_guide = None
+        if ctx.needs_input_grad[0]:
+            by_values = adjoint.slice_(grad, guide, lattice, index=index).to(values.dtype)
+        if ctx.needs_input_grad[1]:
+            by_guide = adjoint.slice_bwd_guide_(grad, guide, values, lattice, index=index)
         return by_values, by_guide, None, None, None

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilagrid.ops import _checks
+from bilagrid.ops import _checks, _index
+from bilagrid.ops._bank import to_bank
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
 
 
-def total_variation(grid: Tensor) -> Tensor:
+def total_variation(grid: Tensor, index: Tensor | None = None, *, sparse: bool = False) -> Tensor:
     """The mean squared difference of neighbouring nodes along z, plus that along y, plus that along x::
 
         sum over axes of mean((grid[.., k + 1, ..] - grid[.., k, ..])²)
@@ -21,13 +22,16 @@ def total_variation(grid: Tensor) -> Tensor:
 
     Args:
         grid: ``(N, C, D, Gh, Gw)``, any floating type and strides.
+        index: ``(K,)``, int64 or int32: the grids to average over, which are not copied; one that comes several times counts as often. All by default.
+        sparse: whether the gradient is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives.
 
     Returns:
         A scalar in the grid's dtype, accumulated in float32 (float64 for float64).
 
     Raises:
         TypeError: a dtype that is not floating.
-        ValueError: a grid of another rank.
+        ValueError: a grid of another rank, an index of another shape or device.
+        IndexError: an index out of range, on the CPU; on a GPU the result is NaN, and ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
     Gradients: to grid, of any order in reverse mode. Deterministic.
 
@@ -39,63 +43,80 @@ def total_variation(grid: Tensor) -> Tensor:
     """
     _checks.tensors(grid=grid)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
-    return _TotalVariation.apply(grid)
+    if index is not None:
+        _index.check_index(index, grid, "grid")
+        if index.ndim != 1:
+            raise ValueError(f"index must have shape (K,), got {tuple(index.shape)}")
+        _index.check_bank(grid, index)
+        index = index.long()
+    _checks.sparse(sparse, index)
+    return _TotalVariation.apply(grid, index, sparse)
 
 
-def _fake_total_variation(grid: Tensor) -> Tensor:
+def _fake_total_variation(grid: Tensor, index: Tensor | None) -> Tensor:
     return grid.new_empty(())
 
 
-def _fake_total_variation_bwd(grid: Tensor) -> Tensor:
-    return grid.new_empty(grid.shape)
+def _fake_total_variation_bwd(grid: Tensor, index: Tensor | None) -> Tensor:
+    return grid.new_empty(grid.shape if index is None else (index.shape[0], *grid.shape[1:]))
 
 
-def _vmap_total_variation(info: Any, in_dims: tuple[Any, ...], grid: Tensor) -> tuple[Tensor, int]:
-    """One sum a grid: the mean runs over the batch, so the mapped dimension cannot join it."""
-    return torch.stack([_raw_total_variation(one) for one in grid.unbind(in_dims[0])]), 0
+def _vmap(name: str) -> Any:
+    """One call a mapped grid: the mean runs over the batch, so the mapped dimension cannot join it."""
 
+    def rule(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Tensor, int]:
+        operator = getattr(torch.ops.bilagrid, name).default
+        every = zip(
+            *([t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in zip(given, in_dims, strict=True)),
+            strict=True,
+        )
+        return torch.stack([operator(*one) for one in every]), 0
 
-def _vmap_total_variation_bwd(info: Any, in_dims: tuple[Any, ...], grid: Tensor) -> tuple[Tensor, int]:
-    folded = _raw_total_variation_bwd(grid.movedim(in_dims[0], 0).flatten(0, 1))
-    return info.batch_size * folded.unflatten(0, (info.batch_size, -1)), 0
+    return rule
 
 
 _raw_total_variation = raw_operator(
-    "total_variation", "total_variation(Tensor grid) -> Tensor", _fake_total_variation, vmap=_vmap_total_variation
+    "total_variation",
+    "total_variation(Tensor grid, Tensor? index) -> Tensor",
+    _fake_total_variation,
+    vmap=_vmap("total_variation"),
 )
 _raw_total_variation_bwd = raw_operator(
     "total_variation",
-    "total_variation_bwd(Tensor grid) -> Tensor",
+    "total_variation_bwd(Tensor grid, Tensor? index) -> Tensor",
     _fake_total_variation_bwd,
-    vmap=_vmap_total_variation_bwd,
+    vmap=_vmap("total_variation_bwd"),
 )
 
 
 class _TotalVariation(Function):
     @staticmethod
-    def forward(grid: Tensor) -> Tensor:
-        return _raw_total_variation(grid)
+    def forward(grid: Tensor, index: Tensor | None, sparse: bool) -> Tensor:
+        return _raw_total_variation(grid, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grid, index, ctx.sparse = inputs
+        ctx.save_for_backward(grid, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grid, index = ctx.saved_tensors
+        return to_bank(grad * _TotalVariationBwd.apply(grid, index), grid, index, sparse=ctx.sparse), None, None
+
+
+class _TotalVariationBwd(Function):
+    """The gradient of total variation by the chosen grids: linear in them and symmetric, so its own adjoint."""
+
+    @staticmethod
+    def forward(grid: Tensor, index: Tensor | None) -> Tensor:
+        return _raw_total_variation_bwd(grid, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * _TotalVariationBwd.apply(*ctx.saved_tensors)
-
-
-class _TotalVariationBwd(Function):
-    """The gradient of total variation: linear in the grid and symmetric, so its own adjoint."""
-
-    @staticmethod
-    def forward(grid: Tensor) -> Tensor:
-        return _raw_total_variation_bwd(grid)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _TotalVariationBwd.apply(grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grid, index = ctx.saved_tensors
+        return to_bank(_TotalVariationBwd.apply(grad, None), grid, index), None

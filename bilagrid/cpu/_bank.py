@@ -1,0 +1,37 @@
+"""Grids chosen from a bank, on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilagrid.cpu._geometry import array
+from bilagrid.ops._index import check_range
+
+
+def chosen(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Grids in the type that is computed in, and which of them each image reads. Of a bank of another type only those in use are copied."""
+    if index is None:
+        return array(grid, dtype), np.arange(grid.shape[0])
+    if grid.dtype != dtype:
+        grid, index = used(grid, index)
+    check_range(index, grid.shape[0])
+    return array(grid, dtype), np.ascontiguousarray(index.numpy())
+
+
+def used(grid: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of the grids that the index names, and the index into these."""
+    check_range(index, grid.shape[0])
+    places, index = torch.unique(index, return_inverse=True)
+    return grid.detach()[places], index
+
+
+def collect(parts: Tensor, index: Tensor, count: int) -> Tensor:
+    """The parts of each grid added up in their order: no more sums than there are parts, each of a whole grid."""
+    check_range(index, count)
+    bank = parts.new_zeros((count, *parts.shape[1:]))
+    sums = bank.numpy()
+    for m, part in zip(index.tolist(), parts.detach().numpy(), strict=True):
+        sums[m] += part
+    return bank
