@@ -15,16 +15,17 @@ def chosen(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.n
     if index is None:
         return array(grid, dtype), np.arange(grid.shape[0])
     if grid.dtype != dtype:
-        grid, index = used(grid, index)
+        grid, which = used(grid, index)
+        return array(grid, dtype), which
     check_range(index, grid.shape[0])
     return array(grid, dtype), np.ascontiguousarray(index.numpy())
 
 
-def used(grid: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def used(grid: Tensor, index: Tensor) -> tuple[Tensor, np.ndarray]:
     """A copy of the grids that the index names, and the index into these."""
     check_range(index, grid.shape[0])
-    places, index = torch.unique(index, return_inverse=True)
-    return grid.detach()[places], index
+    places, which = np.unique(index.numpy(), return_inverse=True)
+    return grid.detach()[places.tolist()], np.ascontiguousarray(which)
 
 
 def collect(parts: Tensor, index: Tensor, count: int) -> Tensor:

@@ -263,7 +263,7 @@ def _by_lanes(grid: Tensor, index: Tensor | None, terms: int, dtype: torch.dtype
 
     A copy of grids, and of those in use alone, not of an image.
     """
-    which = torch.arange(grid.shape[0])
+    which = np.arange(grid.shape[0])
     if index is not None:
         grid, which = used(grid, index)
     batch, channels, *nodes = grid.shape
@@ -271,7 +271,7 @@ def _by_lanes(grid: Tensor, index: Tensor | None, terms: int, dtype: torch.dtype
     groups = -(-outputs // LANES)
     lanes = grid.new_zeros((batch, groups * LANES, terms, *nodes))
     lanes[:, :outputs] = grid.reshape(batch, outputs, terms, *nodes)
-    return array(lanes.unflatten(1, (groups, LANES)).transpose(2, 3).flatten(1, 3), dtype), which.numpy()
+    return array(lanes.unflatten(1, (groups, LANES)).transpose(2, 3).flatten(1, 3), dtype), which
 
 
 def _guide_array(guide: Tensor | None, image: Tensor, dtype: torch.dtype) -> np.ndarray:
