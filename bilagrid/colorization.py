@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilagrid.editing import within_range
+from bilagrid.editing import refuse_other_scales, within_range
 from bilagrid.filters import can_be_looked_at, refuse_too_large
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
@@ -62,7 +62,7 @@ def colorize(
 
     Raises:
         TypeError: a dtype that is not floating (or bool, of the mask), or an argument of another kind.
-        ValueError: shapes that do not fit, numbers out of range, an image without any stroke, which is looked for where it can be (not under vmap or
+        ValueError: shapes that do not fit, numbers out of range, an image on the CPU whose values are far from [0, 1], an image without any stroke, which is looked for where it can be (not under vmap or
             torch.compile), or sigmas so small that the grid would not fit in memory.
 
     Gradients: to image, scribbles and mask, of any order in reverse mode, by solving with the same matrix once more. Deterministic. The solve takes conjugate
@@ -90,6 +90,7 @@ def colorize(
     _checks.same("mask", mask, "(N, H, W)", (batch, height, width), "image")
     if not 0 < _checks.number("smoothness", smoothness) < math.inf:
         raise ValueError(f"smoothness must be a finite number above 0, got {smoothness}")
+    refuse_other_scales(image=image)
     if sigma_space is None:
         sigma_space = max(max(height, width) / _NODES, 1.0)
     sigma_space, sigma_color = _checks.number("sigma_space", sigma_space), _checks.number("sigma_color", sigma_color)

@@ -7,18 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from bilagrid.filters import bilateral_filter, filter_lattice, refuse_too_large
+from bilagrid.filters import bilateral_filter, can_be_looked_at, filter_lattice, refuse_too_large
 from bilagrid.lattice import Lattice
-from bilagrid.ops import _checks
+from bilagrid.ops import _backend, _checks
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import luma, own_guide
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_normalized_
 from bilagrid.ops.splat import splat_
 
-# Of equalisation: the default window, as a share of the longer side; what stands for a window without end, in longer sides; and the fewest bins.
+# Of equalisation: the default window, as a share of the longer side; what stands for a window without end, in pixels; and the fewest bins.
 _WINDOW = 1 / 16
-_ENDLESS = 1e6
+_ENDLESS = 1e10
 _LEAST_BINS = 16
 # A node a bin; and in the plane, at the least, as many a sigma as keep the window within 1.5 % of its pixels of the Gaussian.
 _NODES = (1.0, 1.25, 1.25)
@@ -53,7 +53,8 @@ def equalize_histogram(
     Args:
         image: ``(N, 1 or 3, H, W)``, any floating type and strides. Colours are multiplied by one factor a pixel, that by which its luma rose or fell, and lose
             saturation, not luma, where they would leave the range.
-        sigma_space: standard deviation of the window, in pixels; by default a sixteenth of the longer side; ``math.inf`` takes one histogram for all of the image.
+        sigma_space: standard deviation of the window, in pixels; by default a sixteenth of the longer side (to be given for an export with
+            dynamic sizes); ``math.inf`` takes one histogram for all of the image.
         clip_limit: at least 0; None does not limit. 2 to 4 are usual, and keep the grain of flat parts down.
         bins: of the histograms, over ``value_range``, at least 16.
         value_range: ``(least, greatest)`` value of image and result; what lies beyond counts as its ends.
@@ -88,11 +89,10 @@ def equalize_histogram(
         raise ValueError(f"bins must be at least {_LEAST_BINS}, got {bins}")
     if clip_limit is not None and not (math.isfinite(_checks.number("clip_limit", clip_limit)) and clip_limit >= 0):
         raise ValueError(f"clip_limit must be a finite number, at least 0, or None, got {clip_limit}")
-    longer = max(image.shape[2:])
     if sigma_space is None:
-        sigma_space = max(_WINDOW * longer, 1.0)
+        sigma_space = max(_WINDOW * max(image.shape[2:]), 1.0)
     elif _checks.number("sigma_space", sigma_space) == math.inf:
-        sigma_space = _ENDLESS * longer
+        sigma_space = _ENDLESS
 
     guide = own_guide("image", image)
     lattice, (_, *sigma) = filter_lattice(guide, sigma_space, (greatest - least) / bins, (least, greatest), _NODES)
@@ -133,8 +133,8 @@ def merge_flash(
     Args:
         flash: ``(N, 1 or 3, H, W)`` in [0, 1], the photograph with flash, any floating type and strides.
         no_flash: the same, without. The two must show every point at the same pixel: from a tripod, or aligned before.
-        sigma_space: standard deviation in pixels of the filters; by default 1 % of the longer side, at least 1. What is smaller is detail, and is the flash
-            picture's.
+        sigma_space: standard deviation in pixels of the filters; by default 1 % of the longer side, at least 1 (to be given for an export with dynamic
+            sizes). What is smaller is detail, and is the flash picture's.
         sigma_color: standard deviation in luma of the filters: above the noise of ``no_flash``, below the steps that are edges.
         exposure: how much longer times more sensitive ``flash`` was taken than ``no_flash`` (time times ISO over f-number squared; 1 for the same
             settings), above 0. None: it is not known, and shadows of the flash are not looked for.
@@ -145,7 +145,7 @@ def merge_flash(
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes that do not fit or numbers out of range.
+        ValueError: shapes that do not fit, numbers out of range, or images on the CPU whose values are far from [0, 1]; on a GPU looking would synchronise.
 
     Gradients: to both images, of any order in reverse mode. Deterministic.
 
@@ -168,6 +168,7 @@ def merge_flash(
     for name, value in (("gamma", gamma), ("exposure", exposure)):
         if value is not None and not 0 < _checks.number(name, value) < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    refuse_other_scales(flash=flash, no_flash=no_flash)
     if sigma_space is None:
         sigma_space = max(_REACH * max(flash.shape[2:]), 1.0)
     dtype = torch.promote_types(widened(flash).dtype, widened(no_flash).dtype)
@@ -190,6 +191,24 @@ def merge_flash(
         mask = torch.maximum(mask, 1 - _step(added, *_SHADOW))
     mask = mask[:, None]
     return ((1 - mask) * dark_base * detail + mask * own).to(no_flash.dtype)
+
+
+def refuse_other_scales(**images: Tensor) -> None:
+    """Refuses images ``(N, C, H, W)`` on the CPU that were not meant as [0, 1], such as those of 8 bits; noise may lead out of it."""
+    for name, image in images.items():
+        if (
+            torch.compiler.is_compiling()
+            or image.device.type != "cpu"
+            or not image.numel()
+            or not can_be_looked_at(image)
+        ):
+            continue
+        least, greatest = _backend.extent(image.detach().flatten(0, 1))
+        # False where a value is not finite.
+        if least < -1 or greatest > 2:
+            raise ValueError(
+                f"{name} must hold values from 0 to 1, got {least:g} to {greatest:g}: divide by their white"
+            )
 
 
 def within_range(luma: Tensor, chroma: Tensor, least: float = 0.0, greatest: float = 1.0) -> Tensor:

@@ -277,6 +277,7 @@ REFUSED = {
     "a mask in whole numbers": ((IMAGE, COLOURS, MASK.int()), {}, TypeError, "mask must be float16"),
     "no stroke": ((IMAGE, COLOURS, ONE), {}, ValueError, "mask must mark a stroke in every image, got none in image 1 of the batch"),
     "negative weights": ((IMAGE, COLOURS, -MASK.float()), {}, ValueError, "mask must mark a stroke in every image, got none in image 0"),
+    "8 bits": ((255 * IMAGE, COLOURS, MASK), {}, ValueError, "image must hold values from 0 to 1, got .* divide by their white"),
     "no smoothness": ((IMAGE, COLOURS, MASK), {"smoothness": 0}, ValueError, "smoothness must be a finite number above 0, got 0"),
     "no space": ((IMAGE, COLOURS, MASK), {"sigma_space": 0}, ValueError, "sigma_space must be"),
     "a tiny space": ((IMAGE, COLOURS, MASK), {"sigma_space": 1e-5}, ValueError, "need a grid of"),

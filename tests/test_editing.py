@@ -274,12 +274,26 @@ def test_on_every_backend(backend: str) -> None:
     assert_near(bilagrid.merge_flash(there, there**2, **options), wanted, torch.float32)
 
 
-def test_vmap_and_export() -> None:
+def test_vmap() -> None:
     images = photograph("astronaut", 12, 16).float().expand(2, -1, -1, -1)
     for k, found in enumerate(
         torch.vmap(lambda one: torch.stack([edit[0] for edit in edits(one[None])]))(images).unbind(1)
     ):
         torch.testing.assert_close(found, edits(images)[k])
+
+
+@pytest.mark.parametrize("space", [4.0, math.inf])
+def test_exports_with_any_size(space: float) -> None:
+    class Edits(torch.nn.Module):
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            equal = bilagrid.equalize_histogram(image, sigma_space=space, clip_limit=2)
+            return equal, bilagrid.merge_flash(image, equal, sigma_space=4, exposure=0.5)
+
+    sizes = {2: torch.export.Dim("height", min=8, max=4096), 3: torch.export.Dim("width", min=8, max=4096)}
+    program = torch.export.export(Edits(), (torch.rand(1, 3, 40, 52),), dynamic_shapes=(sizes,)).module()
+    image = torch.rand(1, 3, 70, 33)
+    for found, wanted in zip(program(image), Edits()(image), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_gradients() -> None:
@@ -322,6 +336,7 @@ REFUSED = {
     "flash of another size": (bilagrid.merge_flash, (IMAGE, IMAGE[..., :4]), {}, ValueError, "no_flash must have shape .* to match flash"),
     "flash of two channels": (bilagrid.merge_flash, (IMAGE[:, :2], IMAGE), {}, ValueError, "flash must have 1 or 3 channels, got 2"),
     "no_flash of two": (bilagrid.merge_flash, (IMAGE, IMAGE[:, :2]), {}, ValueError, "no_flash must have 1 or 3 channels, got 2"),
+    "8 bits": (bilagrid.merge_flash, (IMAGE, 255 * IMAGE), {}, ValueError, "no_flash must hold values from 0 to 1, got .* divide by their white"),
     "no exposure": (bilagrid.merge_flash, (IMAGE, IMAGE), {"exposure": 0}, ValueError, "exposure must be a finite number above 0, got 0"),
     "no gamma": (bilagrid.merge_flash, (IMAGE, IMAGE), {"gamma": math.nan}, ValueError, "gamma must be"),
     "no colour": (bilagrid.merge_flash, (IMAGE, IMAGE), {"sigma_color": -1}, ValueError, "sigma_color must be"),
