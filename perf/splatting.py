@@ -49,7 +49,7 @@ _CHECKED_STEPS, _TOLERANCE = 8, 1e-4
 class CompositionGrid(nn.Module):
     """Colour grids by 5-D ``grid_sample``: the regular torch operators that `bilagrid.compat.gsplat.BilateralGrid` stands for."""
 
-    def __init__(self, num: int, grid_X: int = 16, grid_Y: int = 16, grid_W: int = 8) -> None:  # noqa: N803
+    def __init__(self, num: int, grid_X: int = 16, grid_Y: int = 16, grid_W: int = 8) -> None:
         super().__init__()
         identity = torch.eye(3, 4).reshape(1, 12, 1, 1, 1)
         self.grids = nn.Parameter(identity.repeat(num, 1, grid_W, grid_Y, grid_X))

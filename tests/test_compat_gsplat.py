@@ -449,6 +449,7 @@ def test_wrong_arguments(arguments, error, message) -> None:
         (lambda: gsplat.BilateralGrid(1, grid_W=0), ValueError, "grid_W must be at least 1, got 0"),
         (lambda: gsplat.BilateralGrid(1.5), TypeError, "num must be an integer, got 1.5"),
         (lambda: gsplat.BilateralGrid(1, gauge=1), TypeError, "gauge must be True or False, got 1"),
+        (lambda: gsplat.BilateralGrid(1, sparse=None), TypeError, "sparse must be True or False, got None"),
         (lambda: GRIDS(XY, RGB), ValueError, "rgb must have one leading row for each of the 3 grids where no index is given, got 2"),
         (lambda: gsplat.total_variation_loss(torch.ones(3)), ValueError, r"x must have shape \(B, C, ...\), got \(3,\)"),
         (lambda: gsplat.total_variation_loss(torch.ones(3, 3).int()), TypeError, "x must be float16"),

@@ -99,6 +99,33 @@ def test_frozen_grids(photos: Tensor) -> None:
     assert not torch.equal(trained.scene, scene)
 
 
+@pytest.mark.parametrize("library", [gsplat, fused_bilagrid], ids=["gsplat", "fused_bilagrid"])
+@pytest.mark.parametrize("regular", [True, False])
+def test_sparse_gradients_are_the_dense_ones(library, regular: bool) -> None:
+    rgb, index = torch.rand(3, 6, 7, 3), torch.tensor([[3], [1], [3]])
+    xy = gsplat.pixel_grid(6, 7) if regular else torch.rand(3, 6, 7, 2)
+    grads = []
+    for sparse in (False, True):
+        torch.manual_seed(3)
+        grids = library.BilateralGrid(5, 3, 4, 5, sparse=sparse)
+        with torch.no_grad():
+            grids.grids += torch.randn_like(grids.grids)
+        loss = library.slice(grids, xy, rgb, index)["rgb"].square().mean() + grids.tv_loss(index)
+        grads.append(torch.autograd.grad(loss, grids.grids)[0])
+    assert grads[1].is_sparse
+    assert set(grads[1].coalesce().indices()[0].tolist()) == {1, 3}
+    torch.testing.assert_close(grads[1].to_dense(), grads[0])
+    with pytest.raises(ValueError, match="gauge must be False where sparse is True"):
+        library.BilateralGrid(5, gauge=True, sparse=True)
+
+
+def test_sparse_training(photos: Tensor) -> None:
+    trained = loop(photos, active=True, options={"sparse": True})
+    trained.optimizer = torch.optim.SparseAdam(trained.grids.parameters(), lr=2e-3)
+    losses = trained.losses(20 * COUNT)
+    assert sum(losses[-COUNT:]) < 0.5 * sum(losses[:COUNT])
+
+
 def mean_drift(grids: Tensor) -> float:
     return (grids.mean(0) - torch.eye(3, 4).reshape(12, 1, 1, 1)).abs().max().item()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,13 +12,14 @@ from bilagrid.ops import _checks
 from bilagrid.ops.total_variation import total_variation
 
 
-def total_variation_loss(x: Tensor, index: Tensor | None = None) -> Tensor:
+def total_variation_loss(x: Tensor, index: Tensor | int | None = None, *, sparse: bool = False) -> Tensor:
     """The mean squared difference of neighbours, summed over all axes but the first two; with ``index``, of the rows that it chooses.
 
     Args:
         x: ``(B, C, ...)``, such as grids ``(B, 12, D, Gh, Gw)``.
         index: int64 or int32 ``(N,)``, the rows to take, one as often as it is named; None for all. In training by a few photographs a step, give those of the
             step: with M photographs taken at random it is on average the loss over all of them, and costs N / M of it.
+        sparse: whether the gradient by grids ``(B, C, D, Gh, Gw)`` is a sparse tensor of the chosen rows alone.
 
     Returns:
         A scalar. An axis of one node adds 0.
@@ -37,18 +40,20 @@ def total_variation_loss(x: Tensor, index: Tensor | None = None) -> Tensor:
     _checks.tensors(x=x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
-    if index is not None:
-        x = x[index_vector("index", index, x)]
-    if x.ndim > 5:
-        means = (x.diff(dim=axis).square().mean() for axis in range(2, x.ndim) if x.shape[axis] > 1)
-        return sum(means, start=x.new_zeros(()))
-    return total_variation(x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:]))
+    rows = None if index is None else index_vector("index", index, x)
+    if x.ndim == 5:
+        return total_variation(x, rows, sparse=sparse and rows is not None)
+    x = x if rows is None else x[rows]
+    if x.ndim < 5:
+        return total_variation(x.reshape(*x.shape[:2], *(1,) * (5 - x.ndim), *x.shape[2:]))
+    means = (x.diff(dim=axis).square().mean() for axis in range(2, x.ndim) if x.shape[axis] > 1)
+    return sum(means, start=x.new_zeros(()))
 
 
 class GridBank(nn.Module):
     """A colour grid for every photograph, each the identity at first; `bilagrid.compat.gsplat.BilateralGrid` documents it."""
 
-    def __init__(self, num: int, grid_X: int, grid_Y: int, grid_W: int, *, gauge: bool) -> None:  # noqa: N803
+    def __init__(self, num: int, grid_X: int, grid_Y: int, grid_W: int, *, gauge: bool, sparse: bool) -> None:
         super().__init__()
         for name, extent in (("num", num), ("grid_X", grid_X), ("grid_Y", grid_Y), ("grid_W", grid_W)):
             if not hasattr(extent, "__index__"):
@@ -56,8 +61,13 @@ class GridBank(nn.Module):
             if extent < 1:
                 raise ValueError(f"{name} must be at least 1, got {extent}")
         _checks.flag("gauge", gauge)
+        _checks.flag("sparse", sparse)
+        if gauge and sparse:
+            raise ValueError(
+                "gauge must be False where sparse is True: the mean has a gradient by every grid; call center_() in its place"
+            )
         self.grid_width, self.grid_height, self.grid_guidance = grid_X, grid_Y, grid_W
-        self.gauge = gauge
+        self.gauge, self.sparse = gauge, sparse
         self.grids = nn.Parameter(_identity().repeat(num, 1, grid_W, grid_Y, grid_X))
 
     def effective_grids(self, idx: Tensor | int | None = None) -> Tensor:
@@ -84,21 +94,26 @@ class GridBank(nn.Module):
 
     def tv_loss(self, idx: Tensor | int | None = None) -> Tensor:
         """Total variation of the grids, or of those that ``idx`` chooses, as `total_variation_loss` says."""
-        return total_variation_loss(self.effective_grids(idx))
+        if self.gauge:
+            return total_variation_loss(self.effective_grids(idx))
+        return total_variation_loss(self.grids, idx, sparse=self.sparse)
 
     def extra_repr(self) -> str:
         sizes = (
             f"{self.grids.shape[0]}, grid_X={self.grid_width}, grid_Y={self.grid_height}, grid_W={self.grid_guidance}"
         )
-        return f"{sizes}, gauge=True" if self.gauge else sizes
+        return sizes + "".join(f", {name}=True" for name in ("gauge", "sparse") if getattr(self, name))
 
-    def _bank(self, grids: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What of ``grids``, the parameter or what stands for it, slicing reads, and the index of each row into that."""
+    def _read(
+        self, read: Callable[..., Tensor], grids: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None
+    ) -> Tensor:
+        """``read`` of ``grids``, the parameter or what stands for it."""
         if not self.gauge:
-            return grids, index
+            return read(grids, xy, rgb, index, sparse=self.sparse and index is not None)
         if index is None:
-            return grids - _drift(grids), None
-        return grids[index] - _drift(grids), torch.arange(index.shape[0], device=index.device)
+            return read(grids - _drift(grids), xy, rgb, None)
+        rows = torch.arange(index.shape[0], device=index.device)
+        return read(grids[index] - _drift(grids), xy, rgb, rows)
 
 
 def _drift(grids: Tensor) -> Tensor:

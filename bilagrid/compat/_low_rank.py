@@ -44,10 +44,10 @@ class BilateralGridCP4D(nn.Module):
 
     def __init__(
         self,
-        grid_X: int = 16,  # noqa: N803
-        grid_Y: int = 16,  # noqa: N803
-        grid_Z: int = 16,  # noqa: N803
-        grid_W: int = 8,  # noqa: N803
+        grid_X: int = 16,
+        grid_Y: int = 16,
+        grid_Z: int = 16,
+        grid_W: int = 8,
         rank: int = 5,
         learn_gray: bool = True,
         gray_mlp_width: int = 8,

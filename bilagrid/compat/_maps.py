@@ -40,25 +40,25 @@ def color_affine_transform(affine_mats: Tensor, rgb: Tensor) -> Tensor:
     return (affine_mats[..., :3] * rgb.unsqueeze(-2)).sum(-1) + affine_mats[..., 3]
 
 
-def transformed(bank: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None) -> Tensor:
+def transformed(bank: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None, *, sparse: bool = False) -> Tensor:
     """The colours under the maps that the bank holds for them, of rgb's shape and dtype; fused where ``xy`` is regular. None stands for corner-aligned pixels."""
     lattice = _check(bank, xy, rgb, index)
     if lattice is None:
         assert xy is not None
-        maps = _at_points(bank, xy, rgb, index)
+        maps = _at_points(bank, xy, rgb, index, sparse)
         return color_affine_transform(maps, rgb).to(rgb.dtype)
     image, chosen = _images(rgb, index)
-    out = slice_apply(_of(bank, chosen), None, image, lattice=lattice)
+    out = slice_apply(bank, None, image, lattice=lattice, index=chosen, sparse=sparse)
     return out.permute(0, 2, 3, 1).reshape(rgb.shape)
 
 
-def affine_maps(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None) -> Tensor:
+def affine_maps(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None, *, sparse: bool = False) -> Tensor:
     """The maps ``(..., 3, 4)`` alone."""
     lattice = _check(bank, xy, rgb, index)
     if lattice is None:
-        return _at_points(bank, xy, rgb, index)
+        return _at_points(bank, xy, rgb, index, sparse)
     image, chosen = _images(rgb, index)
-    coefficients = slice_grid(_of(bank, chosen), luma(image), lattice=lattice)
+    coefficients = slice_grid(bank, luma(image), lattice=lattice, index=chosen, sparse=sparse)
     return coefficients.permute(0, 2, 3, 1).reshape(*rgb.shape[:-1], 3, 4)
 
 
@@ -139,15 +139,11 @@ def _images(rgb: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return image, index.expand(rows)[:, None].expand(rows, each).reshape(-1)
 
 
-def _of(bank: Tensor, index: Tensor | None) -> Tensor:
-    return bank if index is None else bank[index]
-
-
-def _at_points(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None) -> Tensor:
+def _at_points(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None, sparse: bool) -> Tensor:
     """The maps at arbitrary places: the grid's own coordinates are x (Gw - 1), y (Gh - 1) and luma (D - 1)."""
     depth, rows, columns = bank.shape[2:]
     lead = rgb.shape[:-1]
     xy = xy.reshape(xy.shape[max(0, xy.ndim - rgb.ndim) :]).expand(*lead, 2)
     guide = luma(rgb.reshape(-1, 3)).reshape(lead)
     points = torch.stack([xy[..., 0] * (columns - 1), xy[..., 1] * (rows - 1), guide * (depth - 1)], -1)
-    return slice_points(bank, points, index).reshape(*lead, 3, 4)
+    return slice_points(bank, points, index, sparse=sparse).reshape(*lead, 3, 4)

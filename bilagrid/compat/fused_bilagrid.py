@@ -31,8 +31,17 @@ class BilateralGrid(GridBank):
         >>> seen = slice(grids, None, rendered, torch.tensor([[17]]))["rgb"]
     """
 
-    def __init__(self, num: int, grid_X: int = 16, grid_Y: int = 16, grid_W: int = 8, *, gauge: bool = False) -> None:  # noqa: N803
-        super().__init__(num, grid_X, grid_Y, grid_W, gauge=gauge)
+    def __init__(
+        self,
+        num: int,
+        grid_X: int = 16,
+        grid_Y: int = 16,
+        grid_W: int = 8,
+        *,
+        gauge: bool = False,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(num, grid_X, grid_Y, grid_W, gauge=gauge, sparse=sparse)
 
     def forward(
         self,
@@ -45,8 +54,9 @@ class BilateralGrid(GridBank):
         patch_offsets: Tensor | None = None,
     ) -> Tensor:
         """The colours under their maps, of the shape of ``rgb``; the arguments are those of `slice`, without ``idx`` row n has grid n."""
-        bank, index = self._bank(self.grids, None if idx is None else row_index("idx", idx, rgb))
-        return _sampled(bank, grid_xy, rgb, index, compute_coords_grad, actual_height, actual_width, patch_offsets)
+        index = None if idx is None else row_index("idx", idx, rgb)
+        places, rgb = _places(grid_xy, rgb, compute_coords_grad, actual_height, actual_width, patch_offsets)
+        return self._read(transformed, self.grids, places, rgb, index)
 
 
 def slice(
@@ -113,28 +123,28 @@ def fused_bilagrid_sample(
         >>> rgb = torch.rand(2, 1, 30, 40, 3)
         >>> torch.testing.assert_close(fused_bilagrid_sample(identity, None, rgb), rgb)
     """
-    return _sampled(bilagrid, coords, rgb, None, compute_coords_grad, actual_height, actual_width, patch_offsets)
+    places, rgb = _places(coords, rgb, compute_coords_grad, actual_height, actual_width, patch_offsets)
+    return transformed(bilagrid, places, rgb, None)
 
 
-def _sampled(
-    bank: Tensor,
+def _places(
     xy: Tensor | None,
     rgb: Tensor,
-    index: Tensor | None,
     compute_coords_grad: bool,
     height: int | None,
     width: int | None,
     offsets: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor | None, Tensor]:
+    """The places of the pixels, None for those of whole images, and the colours as they are computed with."""
     given = (height is not None, width is not None, offsets is not None)
     if any(given) and not all(given):
         raise ValueError("actual_height, actual_width and patch_offsets must be given together, or none of them")
     rgb = rgb.float() if rgb.dtype in _HALVES else rgb
     if height is not None and width is not None and offsets is not None:
-        xy = _of_patches(rgb, height, width, offsets)
-    elif xy is not None and not compute_coords_grad:
-        xy = xy.detach() if xy.requires_grad else xy
-    return transformed(bank, xy, rgb, index)
+        return _of_patches(rgb, height, width, offsets), rgb
+    if xy is not None and xy.requires_grad and not compute_coords_grad:
+        xy = xy.detach()
+    return xy, rgb
 
 
 def _of_patches(rgb: Tensor, height: int, width: int, offsets: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class BilateralGrid(GridBank):
         grid_W: nodes along luma.
         gauge: keeps the mean of the grids at the identity. A scene twice as bright seen through grids half as bright fits the photographs as well: without it
             the colours of the scene drift. It holds at every step and costs a pass over all grids; `center_` does the same now and then.
+        sparse: gives the grids a sparse gradient, of those that a step read, for ``torch.optim.SparseAdam``: with many photographs, dense gradients and
+            Adam cost as much as slicing does. At places that are not regular, finding out which were read waits for a GPU.
 
     Attributes:
         grids: the parameter, ``(num, 12, grid_W, grid_Y, grid_X)``: a 3x4 colour map, row by row, in each node. ``grids.requires_grad_(False)`` freezes it; the
@@ -61,8 +63,17 @@ class BilateralGrid(GridBank):
 
     rgb2gray_weight: Tensor
 
-    def __init__(self, num: int, grid_X: int = 16, grid_Y: int = 16, grid_W: int = 8, *, gauge: bool = False) -> None:  # noqa: N803
-        super().__init__(num, grid_X, grid_Y, grid_W, gauge=gauge)
+    def __init__(
+        self,
+        num: int,
+        grid_X: int = 16,
+        grid_Y: int = 16,
+        grid_W: int = 8,
+        *,
+        gauge: bool = False,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(num, grid_X, grid_Y, grid_W, gauge=gauge, sparse=sparse)
         self.register_buffer("rgb2gray_weight", torch.tensor([LUMA]))
 
     def rgb2gray(self, rgb: Tensor) -> Tensor:
@@ -92,8 +103,7 @@ class BilateralGrid(GridBank):
                 f"xy must be a torch.Tensor, got {type(grid_xy).__name__}; bilagrid.compat.pixel_grid makes one"
             )
         index = None if idx is None else row_index("idx", idx, rgb)
-        bank, index = self._bank(self.grids, index)
-        return (transformed if transform else affine_maps)(bank, grid_xy, rgb, index)
+        return self._read(transformed if transform else affine_maps, self.grids, grid_xy, rgb, index)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weights = state_dict.get(prefix + "rgb2gray_weight")
@@ -154,8 +164,7 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
     grids = module.grids
 
     def maps() -> Tensor:
-        bank, chosen = module._bank(grids, index)
-        return affine_maps(bank, xy, rgb, chosen)
+        return module._read(affine_maps, grids, xy, rgb, index)
 
     colors = bil_grids(xy, rgb, index, transform=True)
     if torch.compiler.is_compiling():
