@@ -32,6 +32,12 @@ def _grid(channels: int = 12) -> Tensor:
 
 
 HALF_PIXEL = Lattice.half_pixel(SIZE, IMAGE)
+
+
+def _bank() -> Tensor:
+    return torch.cat([_grid(), _grid()])
+
+
 FILTER = {"sigma_space": 2.0, "sigma_color": 0.2, "guide_range": (0.0, 1.0), "nodes_per_sigma": (1.0, 1.0, 1.0)}
 POINTS = torch.rand(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])
 
@@ -56,6 +62,26 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor | None
         lambda: modules.SliceApply(lattice="corner_aligned", offset=False),
         lambda: (_grid(), _guide(), _image()),
         lambda *given: bilagrid.slice_apply(*given, lattice=Lattice.corner_aligned(SIZE, IMAGE), offset=False),
+    ),
+    "Splat into a bank": (
+        lambda: modules.Splat(SIZE, lattice="half_pixel"),
+        lambda: (_image(), _guide(), torch.tensor([2, 0]), 3),
+        lambda v, g, index, count: bilagrid.splat(v, g, SIZE, lattice=HALF_PIXEL, index=index, count=count),
+    ),
+    "Slice from a bank": (
+        lambda: modules.Slice(sparse=True),
+        lambda: (_bank(), _guide(), torch.tensor([2, 0])),
+        lambda grid, guide, index: bilagrid.slice(grid, guide, index=index),
+    ),
+    "SliceApply from a bank": (
+        lambda: modules.SliceApply(sparse=True),
+        lambda: (_bank(), None, _image(), torch.tensor([2, 0])),
+        lambda grid, guide, image, index: bilagrid.slice_apply(grid, guide, image, index=index),
+    ),
+    "TotalVariation of a bank": (
+        lambda: modules.TotalVariation(sparse=True),
+        lambda: (_bank(), torch.tensor([2, 0])),
+        bilagrid.total_variation,
     ),
     "SlicePoints": (lambda: modules.SlicePoints(), lambda: (_grid(), *POINTS), bilagrid.slice_points),
     "TotalVariation": (lambda: modules.TotalVariation(), lambda: (_grid(),), bilagrid.total_variation),
@@ -139,6 +165,21 @@ def test_a_kind_of_lattice_serves_every_size(name: str) -> None:
         assert_near(module(grid, guide), bilagrid.slice(grid, guide, lattice=lattice))
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_gradient_by_a_bank_is_as_sparse_as_asked_for(sparse: bool) -> None:
+    index, image = torch.tensor([2, 0]), _image()
+    for module, more in (
+        (modules.SliceApply, (None, image)),
+        (modules.Slice, (_guide(),)),
+        (modules.TotalVariation, ()),
+    ):
+        bank = _bank().requires_grad_()
+        module(sparse=sparse)(bank, *more, index).square().sum().backward()
+        assert bank.grad is not None
+        assert bank.grad.is_sparse == sparse
+        assert (bank.grad.to_dense()[[1, 3]] == 0).all()
+
+
 def parameters(module: modules.Curves) -> tuple[Tensor, ...]:
     return module.matrix, module.bias, module.shifts, module.slopes, module.mix, module.mix_bias
 
@@ -217,7 +258,7 @@ def test_modules_hold_together() -> None:
     assert losses[-1] < losses[0] / 4
     shown = repr(module)
     assert "(guide): Curves(channels=3, knots=16, mixed=3)" in shown
-    assert "SliceApply(lattice='cell_centered', offset=True)" in shown
+    assert "SliceApply(lattice='cell_centered', offset=True, sparse=False)" in shown
 
 
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {

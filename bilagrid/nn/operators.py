@@ -26,7 +26,7 @@ class Splat(OnLattice):
         size: nodes ``(D, Gh, Gw)``.
         lattice: ``"cell_centered"``, ``"half_pixel"`` or ``"corner_aligned"``, for every image size; or a `Lattice`, for its own.
 
-    Shapes: values ``(N, C, H, W)`` and guide ``(N, H, W)`` to a grid ``(N, C, D, Gh, Gw)``.
+    Shapes: values ``(N, C, H, W)`` and guide ``(N, H, W)`` to a grid ``(N, C, D, Gh, Gw)``; with an index ``(N,)`` into a bank of ``count`` grids.
 
     Example:
         >>> Splat((4, 2, 2))(torch.ones(1, 1, 6, 8), torch.rand(1, 6, 8)).shape
@@ -39,8 +39,9 @@ class Splat(OnLattice):
         super().__init__(lattice)
         self.size = checked_size(size)
 
-    def forward(self, values: Tensor, guide: Tensor) -> Tensor:
-        return splat(values, guide, self.size, lattice=self.lattice_for(self.size, guide))
+    def forward(self, values: Tensor, guide: Tensor, index: Tensor | None = None, count: int | None = None) -> Tensor:
+        lattice = self.lattice_for(self.size, guide)
+        return splat(values, guide, self.size, lattice=lattice, index=index, count=count)
 
 
 class Blur(Module):
@@ -69,19 +70,26 @@ class Slice(OnLattice):
 
     Args:
         lattice: as in `Splat`.
+        sparse: whether the gradient by a bank of grids, given with an index, holds the chosen ones alone.
 
-    Shapes: a grid ``(N, C, D, Gh, Gw)`` and a guide ``(N, H, W)`` to values ``(N, C, H, W)``.
+    Shapes: a grid ``(N, C, D, Gh, Gw)`` and a guide ``(N, H, W)`` to values ``(N, C, H, W)``; or a bank of grids, and an index ``(N,)`` of each image's.
 
     Example:
         >>> Slice(lattice="half_pixel")(torch.rand(1, 2, 4, 3, 3), torch.rand(1, 6, 8)).shape
         torch.Size([1, 2, 6, 8])
     """
 
-    def __init__(self, *, lattice: str | Lattice = "cell_centered") -> None:
-        super().__init__(lattice)
+    options: ClassVar[tuple[str, ...]] = ("lattice", "sparse")
 
-    def forward(self, grid: Tensor, guide: Tensor) -> Tensor:
-        return slice_grid(grid, guide, lattice=self.lattice_for(grid, guide))
+    def __init__(self, *, lattice: str | Lattice = "cell_centered", sparse: bool = False) -> None:
+        super().__init__(lattice)
+        _checks.flag("sparse", sparse)
+        self.sparse = sparse
+
+    def forward(self, grid: Tensor, guide: Tensor, index: Tensor | None = None) -> Tensor:
+        return slice_grid(
+            grid, guide, lattice=self.lattice_for(grid, guide), index=index, sparse=self.sparse and index is not None
+        )
 
 
 class SliceApply(OnLattice):
@@ -90,9 +98,10 @@ class SliceApply(OnLattice):
     Args:
         lattice: as in `Splat`.
         offset: whether the maps have a constant term.
+        sparse: as in `Slice`.
 
     Shapes: a grid ``(N, C_out * (C_in + 1), D, Gh, Gw)``, a guide ``(N, H, W)``, or None for the luma of three channels, and an image ``(N, C_in, H, W)`` to
-    one ``(N, C_out, H, W)``.
+    one ``(N, C_out, H, W)``; or a bank of grids, and an index ``(N,)`` of each image's.
 
     Example:
         >>> image = torch.rand(1, 3, 48, 64)
@@ -100,20 +109,32 @@ class SliceApply(OnLattice):
         >>> torch.testing.assert_close(SliceApply()(grid, None, image), image)
     """
 
-    options: ClassVar[tuple[str, ...]] = ("lattice", "offset")
+    options: ClassVar[tuple[str, ...]] = ("lattice", "offset", "sparse")
 
-    def __init__(self, *, lattice: str | Lattice = "cell_centered", offset: bool = True) -> None:
+    def __init__(self, *, lattice: str | Lattice = "cell_centered", offset: bool = True, sparse: bool = False) -> None:
         super().__init__(lattice)
         _checks.flag("offset", offset)
-        self.offset = offset
+        _checks.flag("sparse", sparse)
+        self.offset, self.sparse = offset, sparse
 
-    def forward(self, grid: Tensor, guide: Tensor | None, image: Tensor) -> Tensor:
+    def forward(self, grid: Tensor, guide: Tensor | None, image: Tensor, index: Tensor | None = None) -> Tensor:
         lattice = self.lattice_for(grid, image)
-        return slice_apply(grid, guide, image, lattice=lattice, offset=self.offset)
+        return slice_apply(
+            grid,
+            guide,
+            image,
+            lattice=lattice,
+            offset=self.offset,
+            index=index,
+            sparse=self.sparse and index is not None,
+        )
 
 
 class SlicePoints(Module):
     """`bilagrid.slice_points`.
+
+    Args:
+        sparse: as in `Slice`.
 
     Shapes: a grid ``(N, C, D, Gh, Gw)``, points ``(..., 3)`` as (x, y, z) in nodes, and an index or None, to values ``(..., C)``.
 
@@ -122,22 +143,39 @@ class SlicePoints(Module):
         torch.Size([5, 4])
     """
 
+    options: ClassVar[tuple[str, ...]] = ("sparse",)
+
+    def __init__(self, *, sparse: bool = False) -> None:
+        super().__init__()
+        _checks.flag("sparse", sparse)
+        self.sparse = sparse
+
     def forward(self, grid: Tensor, points: Tensor, index: Tensor | None = None) -> Tensor:
-        return slice_points(grid, points, index)
+        return slice_points(grid, points, index, sparse=self.sparse and index is not None)
 
 
 class TotalVariation(Module):
     """`bilagrid.total_variation`, as a loss.
 
-    Shapes: a grid ``(N, C, D, Gh, Gw)`` to a scalar.
+    Args:
+        sparse: as in `Slice`.
+
+    Shapes: a grid ``(N, C, D, Gh, Gw)``, or a bank of them and the index of those that count, to a scalar.
 
     Example:
         >>> TotalVariation()(torch.arange(8.0).view(1, 1, 2, 2, 2))
         tensor(21.)
     """
 
-    def forward(self, grid: Tensor) -> Tensor:
-        return total_variation(grid)
+    options: ClassVar[tuple[str, ...]] = ("sparse",)
+
+    def __init__(self, *, sparse: bool = False) -> None:
+        super().__init__()
+        _checks.flag("sparse", sparse)
+        self.sparse = sparse
+
+    def forward(self, grid: Tensor, index: Tensor | None = None) -> Tensor:
+        return total_variation(grid, index, sparse=self.sparse and index is not None)
 
 
 class Curves(Module):
