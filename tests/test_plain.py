@@ -193,9 +193,27 @@ def test_a_tensor_that_outlives_its_transform_is_itself_again() -> None:
         return grid.sum()
 
     grid, guide, _ = case()
-    torch.func.grad(keep)(grid.detach())
+    torch.func.grad(keep)(grid)
     assert torch.equal(bilagrid.slice(kept[0], guide), bilagrid.slice(grid, guide))
-    assert torch.equal(bilagrid.total_variation(kept[0]), bilagrid.total_variation(grid))
+    bilagrid.total_variation(kept[0]).backward()
+    (wanted,) = torch.autograd.grad(bilagrid.total_variation(grid), grid)
+    assert torch.equal(grid.grad, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_within_a_transform_or_a_trace_nothing_is_plain() -> None:
+    grid = case()[0].detach()
+    plain = []
+
+    def ask(value: Tensor) -> Tensor:
+        plain.append(is_plain(grid))
+        return bilagrid.blur(value, 1.0)
+
+    torch.func.vmap(ask)(grid[None])
+    traced = torch.jit.trace(ask, (grid,), check_trace=False)
+    assert plain
+    assert not any(plain)
+    assert torch.equal(traced(2 * grid), bilagrid.blur(2 * grid, 1.0))
 
 
 def test_lazily_negated_tensors_are_negated() -> None:
