@@ -117,7 +117,8 @@ def test_strips_give_what_the_whole_gives(height: int, width: int) -> None:
     assert whole.requires_grad
     with torch.inference_mode():
         strips = net(ldr, ev)
-    torch.testing.assert_close(strips, whole, rtol=1e-4, atol=1e-6)
+    # Exposures are rounded otherwise in place; the fit of noise and the exponential of the μ-law enlarge that.
+    torch.testing.assert_close(strips, whole, rtol=1e-3, atol=1e-6)
 
 
 def test_half_exposures_give_float_radiance() -> None:
@@ -212,7 +213,7 @@ def test_exports_with_any_size_that_its_network_need_not_pad() -> None:
     shown = torch.rand(1, 3, 3, 320, 384)
     program = torch.export.export(net, (shown, EV), dynamic_shapes=({3: height, 4: width}, None))
     other = torch.rand(1, 3, 3, 544, 288)
-    torch.testing.assert_close(program.module()(other, EV), net(other, EV), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(program.module()(other, EV), net(other, EV), rtol=1e-3, atol=1e-5)
 
 
 def test_the_same_weights_for_another_reduction() -> None:

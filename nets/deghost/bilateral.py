@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import bilagrid
 from bilagrid import Lattice
 from nets.deghost.model import DeghostNet, check
-from nets.deghost.radiance import compressed, expanded, linearised
+from nets.deghost.radiance import GAMMA, MU, compressed, expanded, linearised
 from nets.weights import Network
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -146,4 +147,9 @@ def reduced(net: DeghostNet | BilateralDeghost, reduce: int) -> DeghostNet | Bil
 def _channels(ldr: Tensor, ev: Tensor) -> Tensor:
     """``(N, 18, H, W)``: each exposure and what is seen of its radiance."""
     ldr = ldr.float()
-    return torch.cat([ldr, compressed(linearised(ldr, ev))], 2).flatten(1, 2)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat([ldr, compressed(linearised(ldr, ev))], 2).flatten(1, 2)
+    # The same in place, in a third of the time.
+    gain = MU * torch.exp2(ev.amin(1, keepdim=True) - ev)[:, :, None, None, None]
+    seen = ldr.clamp(min=0).pow_(GAMMA).mul_(gain).log1p_().mul_(1 / math.log1p(MU))
+    return torch.cat([ldr, seen], 2).flatten(1, 2)
