@@ -69,6 +69,21 @@ def test_sparse_adam_moves_the_chosen_grids_alone(case: str) -> None:
     assert moved == [False, True, False, False, True]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_a_bank_larger_than_any_memory_is_read_as_it_lies(case: str, dtype: torch.dtype) -> None:
+    """Its grids are one grid seen many times; a copy of them would take terabytes."""
+    bank, guide, image, _ = problem("numba")
+    bank = bank.to(dtype)
+    index = torch.tensor([999_999_999, 5, 999_999_999])
+    many = bank[:1].expand(1_000_000_000, -1, -1, -1, -1).requires_grad_()
+    out = CASES[case](many, guide, image, index, True)
+    torch.testing.assert_close(out, CASES[case](bank[:1], guide, image, 0 * index, False), rtol=0, atol=0)
+    (by_bank,) = torch.autograd.grad(out.sum(), many)
+    assert by_bank.shape == many.shape
+    assert sorted(set(by_bank._indices()[0].tolist())) == [5, 999_999_999]
+
+
 def test_sparse_and_dense_gradients_add_up() -> None:
     bank, guide, _, index = problem("numba")
     bank.requires_grad_()

@@ -25,7 +25,7 @@ def used(grid: Tensor, index: Tensor) -> tuple[Tensor, np.ndarray]:
     """A copy of the grids that the index names, and the index into these."""
     check_range(index, grid.shape[0])
     places, which = np.unique(index.numpy(), return_inverse=True)
-    return grid.detach()[places.tolist()], np.ascontiguousarray(which)
+    return grid.detach()[places.tolist()], np.ascontiguousarray(which).reshape(tuple(index.shape))
 
 
 def collect(parts: Tensor, index: Tensor, count: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilagrid.cpu._bank import used
 from bilagrid.cpu._geometry import array, compute_type
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.ops._index import check_range
@@ -254,18 +255,26 @@ def _index_array(index: Tensor | None) -> np.ndarray:
     return np.zeros((1, 1, 1), np.int64) if index is None else index.numpy()
 
 
+def _bank(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Grids in the type that is computed in, the index, and whether there is one. Of a bank of another type only those in use are copied."""
+    if index is not None and grid.dtype != dtype:
+        grid, which = used(grid, index)
+        return array(grid, dtype), which, True
+    check_range(index, grid.shape[0])
+    return array(grid, dtype), _index_array(index), index is not None
+
+
 def _blocks(points: Tensor) -> int:
     batch, height, width, _ = points.shape
     return batch * height * -(-width // _BLOCK)
 
 
 def slice_points(grid: Tensor, points: Tensor, index: Tensor | None, derivative: int) -> Tensor:
-    check_range(index, grid.shape[0])
     dtype = compute_type(grid, points)
+    grid_, which, has_index = _bank(grid, index, dtype)
     out = torch.empty((*points.shape[:3], grid.shape[1]), dtype=dtype)
     _slice_points(
-        _blocks(points), 8 * out.numel(), array(grid, dtype), array(points, dtype), _index_array(index),
-        index is not None, derivative, _BLOCK, out.numpy(),
+        _blocks(points), 8 * out.numel(), grid_, array(points, dtype), which, has_index, derivative, _BLOCK, out.numpy(),
     )  # fmt: skip
     return out.to(grid.dtype)
 
@@ -273,12 +282,12 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None, derivative:
 def slice_points_bwd_points(
     grid: Tensor, points: Tensor, index: Tensor | None, values: Tensor, derivative: int
 ) -> Tensor:
-    check_range(index, grid.shape[0])
     dtype = compute_type(grid, points, values)
+    grid_, which, has_index = _bank(grid, index, dtype)
     out = torch.empty(points.shape, dtype=dtype)
     _slice_points_bwd_points(
-        _blocks(points), 8 * values.numel(), array(grid, dtype), array(points, dtype), _index_array(index),
-        index is not None, array(values, dtype), derivative, _BLOCK, out.numpy(),
+        _blocks(points), 8 * values.numel(), grid_, array(points, dtype), which, has_index, array(values, dtype),
+        derivative, _BLOCK, out.numpy(),
     )  # fmt: skip
     return out.to(points.dtype)
 
