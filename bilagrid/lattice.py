@@ -12,9 +12,6 @@ __all__ = ["Lattice"]
 # Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
 _SIGMA_PADDING = 1
 
-# Just below 1: the coordinate of a last pixel less than a billionth beyond a node saturates there.
-_ALL_BUT_ROUNDING = 1 - 1e-9
-
 _KINDS = ("cell_centered", "half_pixel", "corner_aligned", "sigma")
 _LARGEST_EXTENT = 2**31 - 1
 
@@ -218,9 +215,10 @@ def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tup
 def _ceil_product(count: int, step: float) -> int:
     """``ceil(count * step)``, of what is not negative, but for roundings above an integer, which need no node.
 
-    By a trunc, which torch.export can write to a file; a symbolic ceil it cannot.
+    The coordinate of a last pixel less than a billionth beyond a node saturates there. By a trunc, which torch.export can write to a file; a symbolic ceil it
+    cannot. The number stands here because a compiler with dynamic shapes takes a float of the module for an input.
     """
-    return math.trunc(count * step + _ALL_BUT_ROUNDING)
+    return math.trunc(count * step + (1 - 1e-9))
 
 
 def _integer(name: str, value: int) -> None:
