@@ -71,7 +71,7 @@ def watched(call: Callable[..., Any], given: tuple[Any, ...], flags: dict[str, A
     with _plan._Watch() as watch:
         out = call(*given, **flags)
     names: dict[int, Any] = {0: "nothing"}
-    for k, tensor in enumerate(given):
+    for k, tensor in enumerate((*given, *flags.values())):
         if isinstance(tensor, Tensor):
             names.setdefault(tensor.data_ptr(), ("given", k))
     for k, tensor in enumerate(watch.made):

@@ -109,9 +109,10 @@ def planned(launcher: Callable[..., Any]) -> Callable[..., Any]:
     def call(*values: Any, **flags: Any) -> Any:
         if not _may_plan():
             return launcher(*values, **flags)
-        key: list[Any] = [_regime.state(), *flags.values()]
+        key: list[Any] = [_regime.state()]
         given = []
-        for value in values:
+        every = *values, *flags.values()
+        for value in every:
             if isinstance(value, Tensor):
                 address = value.data_ptr()
                 given.append(address)
@@ -125,8 +126,8 @@ def planned(launcher: Callable[..., Any]) -> Callable[..., Any]:
             return launcher(*values, **flags) if found[0] is None else found[0].repeat(given)
         with _Watch() as watch, _launch.record() as launches:
             # Each with an identity of its own, though some be the same tensor today.
-            twins = [value.detach() if isinstance(value, Tensor) else value for value in values]
-            out = launcher(*twins, **flags)
+            twins = [value.detach() if isinstance(value, Tensor) else value for value in every]
+            out = launcher(*twins[: len(values)], **dict(zip(flags, twins[len(values) :], strict=True)))
         plan = _plan([twin for twin in twins if isinstance(twin, Tensor)], watch, launches, out)
         found.append(plan)
         if plan is None:
