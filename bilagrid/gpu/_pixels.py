@@ -38,3 +38,13 @@ def load_guide(
         )
     else:
         return tl.load(guide_ptr + offset, mask=mask).to(ACC)
+
+
+@triton.jit
+def store_four(out_ptr, stride_c, first, a, b, c, d, CHANNELS: tl.constexpr, mask, WIDE: tl.constexpr):
+    """Store channels first to first + 3, where there are so many."""
+    channel = widen(first, WIDE)
+    tl.store(out_ptr + channel * stride_c, a, mask=mask & (first < CHANNELS))
+    tl.store(out_ptr + (channel + 1) * stride_c, b, mask=mask & (first + 1 < CHANNELS))
+    tl.store(out_ptr + (channel + 2) * stride_c, c, mask=mask & (first + 2 < CHANNELS))
+    tl.store(out_ptr + (channel + 3) * stride_c, d, mask=mask & (first + 3 < CHANNELS))

@@ -23,7 +23,7 @@ from bilagrid.gpu._gather import (
 from bilagrid.gpu._geometry import constant, widen
 from bilagrid.gpu._index import grid_of_image
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
-from bilagrid.gpu._pixels import load_term, pixel_tile
+from bilagrid.gpu._pixels import load_term, pixel_tile, store_four
 from bilagrid.lattice import Lattice
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. Longer blocks amortise the coordinates of a row over more pixels.
@@ -35,16 +35,6 @@ PIXEL_CONFIGS = [
 
 # Two pixels a thread. With one, ptxas for sm_80 and sm_100 would rather spill two registers of half values than take more.
 BWD_GUIDE_CONFIGS = [triton.Config({"BLOCK": 256}, num_warps=4)]
-
-
-@triton.jit
-def _store_four(out_ptr, stride_c, first, a, b, c, d, CHANNELS: tl.constexpr, mask, WIDE: tl.constexpr):
-    """Store channels first to first + 3, where there are so many."""
-    channel = widen(first, WIDE)
-    tl.store(out_ptr + channel * stride_c, a, mask=mask & (first < CHANNELS))
-    tl.store(out_ptr + (channel + 1) * stride_c, b, mask=mask & (first + 1 < CHANNELS))
-    tl.store(out_ptr + (channel + 2) * stride_c, c, mask=mask & (first + 2 < CHANNELS))
-    tl.store(out_ptr + (channel + 3) * stride_c, d, mask=mask & (first + 3 < CHANNELS))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -101,7 +91,7 @@ def _slice_coarse_kernel(
         if NORMALIZED:
             value = value / divisor
         a, b, c, d = split_quad(value)
-        _store_four(out_ptr, stride_out_c, quad * 4, a, b, c, d, CHANNELS, mask, WIDE)
+        store_four(out_ptr, stride_out_c, quad * 4, a, b, c, d, CHANNELS, mask, WIDE)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -168,7 +158,7 @@ def _slice_fine_kernel(
         a, b, c, d = unpack(tl.fma(upper[:, None], above, lower[:, None] * below))
         if NORMALIZED:
             a, b, c = a / d, b / d, c / d
-        _store_four(out_ptr, stride_out_c, 0, a, b, c, d, CHANNELS, mask, WIDE)
+        store_four(out_ptr, stride_out_c, 0, a, b, c, d, CHANNELS, mask, WIDE)
     else:
         if NORMALIZED:
             last_ptr = grid_ptr + first + widen(C - 1, WIDE) * stride_grid_c
@@ -325,12 +315,7 @@ def _slice_bwd_guide_fine_kernel(
 
 
 def slice(
-    grid: torch.Tensor,
-    guide: torch.Tensor,
-    lattice: Lattice,
-    *,
-    dz: bool = False,
-    index: torch.Tensor | None = None,
+    grid: torch.Tensor, guide: torch.Tensor, lattice: Lattice, *, dz: bool = False, index: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The grid, or of a bank the one that ``index`` says, at every pixel, or with ``dz`` its derivative by the grid coordinate z: (N, C, H, W), contiguous, of the grid's dtype."""
     out = torch.empty((guide.shape[0], grid.shape[1], *guide.shape[1:]), dtype=grid.dtype, device=grid.device)
