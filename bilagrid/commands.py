@@ -102,13 +102,15 @@ def pictures_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def check_file(out: Path, suffixes: Sequence[str]) -> None:
-    """Refuses a file to write whose format is unknown or whose folder is missing, or that is no file."""
+    """Refuses a file to write whose format is unknown or whose folder is missing or closed, or that is no file."""
     if out.suffix.lower() not in suffixes:
         raise Refusal(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(suffixes)}")
     if not out.parent.is_dir():
         raise Refusal(f"{out.parent}: no such folder")
     if out.exists() and not out.is_file():
         raise Refusal(f"{out}: is not a file, choose another name to write to")
+    if not os.access(out.parent, os.W_OK):
+        raise Refusal(f"{out.parent}: may not be written to, choose another folder")
 
 
 def unwritten(pairs: list[Job], *, overwrite: bool, skip_existing: bool = False) -> list[Job]:

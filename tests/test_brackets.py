@@ -78,6 +78,13 @@ def test_a_file_of_exposures(tmp_path, text, wanted):
     np.testing.assert_allclose(found.ev, wanted, atol=1e-6)
 
 
+def test_some_of_the_photographs_that_a_file_of_exposures_speaks_of(tmp_path):
+    paths = taken(tmp_path, exif=False, suffix="png")
+    (tmp_path / "exposure.txt").write_text("-2 0 3")
+    np.testing.assert_allclose(bracket.read([paths[2], paths[0]]).ev, [0, 5])
+    np.testing.assert_allclose(bracket.read(paths[1:]).ev, [0, 3])
+
+
 def test_given_times_come_before_all_others(tmp_path):
     paths = taken(tmp_path)
     (tmp_path / "exposure.txt").write_text("0 1 2")
@@ -160,6 +167,10 @@ def wrong(tmp_path, case):
         save(paths[0], exposed(light, -2), ExposureTime=0.0025, FNumber=8.0)
     elif case == "file too short":
         (tmp_path / "exposure.txt").write_text("0 2")
+    elif case == "twice":
+        paths[1] = tmp_path / "other" / ".." / paths[0].name
+    elif case == "time without end":
+        times = ["1", "1e999999999", "2"]
     elif case == "far apart":
         times = ["1e-30", "1", "1e30"]
     elif case == "file of words":
@@ -186,6 +197,8 @@ WRONG = {
     "float": r"float\.tif: holds float values",
     "ISO of one": r"0\.jpg: has no Exif:PhotographicSensitivity",
     "file too short": r"exposure\.txt: holds 2 values, expected one for each of 3 photographs",
+    "twice": r"0\.jpg: is given twice",
+    "time without end": "expected times in seconds, as 1/250 or 0.004, got '1e999999999'",
     "far apart": r"0\.jpg and .*2\.jpg are 199\.3 stops apart, no bracket is more than 30; give them",
     "file of words": r"exposure\.txt: expected log2 values, as -2, or times",
 }  # fmt: skip

@@ -115,7 +115,7 @@ def test_the_picture_is_what_was_asked_for(tmp_path, capsys):
     assert found.dtype == np.uint16
     np.testing.assert_allclose(found / 65535, np.log(1 + 5000 * light) / np.log(5001), atol=1 / 65535)
     same = ("--picture", tmp_path / "o.tif")
-    assert "is written already" in refused(capsys, "merge", *paths, tmp_path / "o.tif", "--method", "debevec", *same)
+    assert "choose another name" in refused(capsys, "merge", *paths, tmp_path / "o.tif", "--method", "debevec", *same)
     message = refused(capsys, "merge", *paths, tmp_path / "o.png", "--method", "mertens", *same)
     assert "Mertens' fusion is a picture itself" in message
     assert "unknown output format '.exr'" in refused(
@@ -217,7 +217,7 @@ WRONG = {
     "a folder": (lambda folder, paths: [*paths, (folder / "f.exr").mkdir() or folder / "f.exr", "--overwrite"], "f.exr: is not a file"),
     "no folder": (lambda folder, paths: [*paths, folder / "none" / "out.exr"], "no such folder"),
     "an input": (lambda folder, paths: [*paths[:2], save(folder / "o.png", load(paths[2])[0]), folder / "o.exr"], "o.png: is an input"),
-    "the same sheet": (lambda folder, paths: [*paths, folder / "out.exr", "--show-steps", folder / "out.png"], "is written already"),
+    "the same sheet": (lambda folder, paths: [*paths, folder / "out.exr", "--show-steps", folder / "out.png"], "choose another name"),
     "no times": (lambda folder, paths: [*[save(folder / f"{k}.png", load(path)[0]) for k, path in enumerate(paths)], folder / "out.exr"], "give them: --times"),
 }  # fmt: skip
 

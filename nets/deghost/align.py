@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from bilagrid.commands import count
+
 _LARGEST = 2400  # pixels of the longer side at which features are looked for
 _FEATURES = 6000
 _RATIO = 0.8  # of the nearest to the second nearest descriptor (Lowe)
@@ -140,11 +142,11 @@ def homography(picture: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray |
     sift = cv2.SIFT.create(_FEATURES)
     (points, described), (points_to, described_to) = (sift.detectAndCompute(gray, None) for gray in small)
     if min(len(points), len(points_to)) < _MATCHES:
-        return None, f"{min(len(points), len(points_to))} features"
+        return None, count(min(len(points), len(points_to)), "feature")
     nearest = cv2.BFMatcher().knnMatch(described_to, described, 2)
     pairs = [two[0] for two in nearest if len(two) == 2 and two[0].distance < _RATIO * two[1].distance]
     if len(pairs) < _MATCHES:
-        return None, f"{len(pairs)} matches"
+        return None, f"{len(pairs)} match{'' if len(pairs) == 1 else 'es'}"
     source = np.array([points_to[pair.queryIdx].pt for pair in pairs])
     target = np.array([points[pair.trainIdx].pt for pair in pairs])
     cv2.setRNGSeed(0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from bilagrid import images
-from bilagrid.commands import Refusal
+from bilagrid.commands import Refusal, count
 
 # Beside the photographs, one value each in the order of their names.
 _TIMES_FILES = ("exposure.txt", "input_exp.txt", "ev.txt")
@@ -50,14 +49,17 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
     Args:
         paths: PNG, TIFF or JPEG, 8 or 16 bits, all of one size.
         times: exposure times in seconds in the order of ``paths``, as ``1/250`` or ``0.004``. By default those of a file ``exposure.txt`` beside the
-            photographs (log2 values, or times where one is written as ``1/250`` or ``0.5s``; in the order of the file names), else those of EXIF, with
-            its aperture and ISO.
+            photographs (log2 values, or times where one is written as ``1/250`` or ``0.5s``; in the order of the names of these
+            files, or of all pictures in their folder), else those of EXIF, with its aperture and ISO.
 
     Raises:
         Refusal: files that cannot be read, differ in size or are no photographs; exposures that are missing, equal, or contradicted by the pictures.
     """
     if not _FEWEST <= len(paths) <= _MOST:
         raise Refusal(f"a bracket has {_FEWEST} to {_MOST} photographs, got {len(paths)}")
+    for k, path in enumerate(paths):
+        if any(path.resolve() == other.resolve() for other in paths[:k]):
+            raise Refusal(f"{path}: is given twice, a bracket's photographs must differ")
     pictures = [images.read(path) for path in paths]
     for path, picture in zip(paths, pictures, strict=True):
         _check_picture(path, picture, paths[0], pictures[0])
@@ -147,8 +149,14 @@ def _exposures(paths: Sequence[Path], pictures: Sequence[images.Picture], times:
 
 def _from_file(file: Path, paths: Sequence[Path]) -> np.ndarray:
     words = file.read_text(errors="replace").replace(",", " ").split()
-    if len(words) != len(paths):
-        raise Refusal(f"{file}: holds {len(words)} values, expected one for each of {len(paths)} photographs")
+    names = sorted(path.name for path in paths)
+    if len(words) != len(names):
+        # Some of a folder's photographs, whose file speaks of all.
+        names = sorted(path.name for path in file.parent.iterdir() if path.suffix.lower() in images.PICTURES)
+    if len(words) != len(names):
+        raise Refusal(
+            f"{file}: holds {count(len(words), 'value')}, expected one for each of {len(paths)} photographs; or give --times 1/1000 1/250 1/60"
+        )
     if any("/" in word or word.endswith("s") for word in words):
         values = [math.log2(_time(str(file), word)) for word in words]
     else:
@@ -158,15 +166,16 @@ def _from_file(file: Path, paths: Sequence[Path]) -> np.ndarray:
             raise Refusal(f"{file}: expected log2 values, as -2, or times, as 1/250 or 0.5s; got {words}") from None
     if not np.isfinite(values).all():
         raise Refusal(f"{file}: expected finite values, got {words}")
-    by_name = sorted(range(len(paths)), key=lambda k: paths[k].name)
-    ev = np.empty(len(paths))
-    ev[by_name] = values
-    return ev
+    by_name = dict(zip(names, values, strict=True))
+    return np.array([by_name[path.name] for path in paths])
 
 
 def _time(source: str, word: str) -> float:
     try:
-        seconds = float(Fraction(word.removesuffix("s")))
+        above, *below = (float(number) for number in word.removesuffix("s").split("/", 1))
+        seconds = above / below[0] if below else above
+        if not math.isfinite(seconds):
+            raise ValueError
     except (ValueError, ZeroDivisionError):
         raise Refusal(f"{source}: expected times in seconds, as 1/250 or 0.004, got {word!r}") from None
     if seconds <= 0:

@@ -14,6 +14,8 @@ _FLOOR = 1e-3  # the least that an exposure's is: of its alignment
 _FULL = (0.8, 0.97)  # encoded values between which an exposure ceases to count
 _LEAST_NOISE = 0.7 / 255
 _DARKEST = 0.02  # encoded value below which noise is as there
+_ALIKE = 0.03  # difference of T(H) at which two channels cease to be alike
+_HARDLY = 0.1  # weight of channels below which they tell nothing
 _SEEN = 100  # pixels at the least from which noise is learned
 _STRIP, _HALO = 512, 4  # rows that are computed at once, and as many as the windows reach beyond them
 _KERNEL = np.array(
@@ -21,18 +23,25 @@ _KERNEL = np.array(
 )  # blind to edges and slopes; its squares sum to 36
 
 
-def detailed(radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+def detailed(
+    radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, middle: int, valid: np.ndarray | None = None
+) -> np.ndarray:
     """A network's radiance sharpened and rid of its errors by the exposures that agree with it, each as far as its noise lets it know better::
 
-        T(H) = (T(H_net) / s² + sum_i c_i T(H_i) / s_i²) / (1 / s² + sum_i c_i / s_i²),   c_i = exp(-(d_i / 2s)²)
+        T(H) = (b T(H_net) / s² + sum_i r_i c_i T(H_i) / s_i²) / (b / s² + sum_i r_i c_i / s_i²)
+        c_i = exp(-(d_i / 2s)²), of the middle exposure 1,   b = 1 - r_m (1 - exp(-d_m² / 4(s² + s_m²))), m the middle one
 
-    where T is the μ-law, s_i the deviation of T(H_i) by the exposure's noise, and d_i how far the two are apart around a pixel. So the network says which
-    exposures show the scene as the middle one saw it, and fills in where none does; ghosts are left out as far as it knows them.
+    where T is the μ-law, s_i the deviation of T(H_i) by the exposure's noise, r_i in [0, 1] how far from white it is, and d_i how far the two are apart around
+    a pixel: of the middle one in each channel, of another in the worst of those that are not white. So the network says which exposures show the scene as the
+    middle one saw it, and fills in where none does; ghosts are left out as far as it knows them. What the middle one shows needs no consent: there the network
+    is believed as far as noise excuses it, and where that one is nearly white H is no less than what it shows. In a channel that is white there, T(H_net) is
+    first corrected by what it lacks in channels that are about as bright and not white, so that no colour comes of a network that is wrong in all of them.
 
     Args:
         radiance: ``(H, W, 3)`` in [0, 1], where 1 is white in the shortest exposure.
         ldr: ``(K, H, W, 3)`` in [0, 1], aligned, encoded by gamma.
         ev: ``(K,)``, log2 exposures, from any zero.
+        middle: the exposure that the others are aligned to.
         valid: ``(K, H, W)``, where each exposure shows the scene; by default everywhere.
 
     Returns:
@@ -41,7 +50,7 @@ def detailed(radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, valid: np.nd
     Example:
         >>> light = np.linspace(0.01, 0.2, 64, dtype=np.float32)[:, None, None] * np.ones((1, 64, 3), np.float32)
         >>> ldr = np.stack([light, 4 * light]) ** (1 / 2.2)
-        >>> bool(np.abs(detailed(light * 1.03, ldr, np.array([0.0, 2.0])) - light).mean() < 0.3 * 0.03 * light.mean())
+        >>> bool(np.abs(detailed(light * 1.03, ldr, np.array([0.0, 2.0]), middle=1) - light).mean() < 0.3 * 0.03 * light.mean())
         True
     """
     gains = 2.0 ** (ev.min() - np.asarray(ev, np.float64))
@@ -52,31 +61,50 @@ def detailed(radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, valid: np.nd
     for top in range(0, height, _STRIP):
         first, bottom = max(top - _HALO, 0), min(top + _STRIP, height)
         rows = slice(first, min(bottom + _HALO, height))
-        strip = _mean(np.asarray(radiance[rows], np.float32), ldr[:, rows], shown[:, rows], gains, noises)
+        strip = _mean(np.asarray(radiance[rows], np.float32), ldr[:, rows], shown[:, rows], gains, noises, middle)
         result[top:bottom] = strip[top - first : bottom - first]
     return result
 
 
 def _mean(
-    radiance: np.ndarray, ldr: np.ndarray, shown: np.ndarray, gains: np.ndarray, noises: list[float]
+    radiance: np.ndarray, ldr: np.ndarray, shown: np.ndarray, gains: np.ndarray, noises: list[float], middle: int
 ) -> np.ndarray:
     net = compressed(radiance)
-    total, weight = net / np.float32(_CERTAIN**2), np.full_like(net, 1 / _CERTAIN**2)
-    for exposure, here, gain, noise in zip(ldr, shown, gains, noises, strict=True):
+    total, weight, least = (np.zeros_like(net) for _ in range(3))
+    believed, corrected = np.ones_like(net), net
+    for i, (exposure, here, gain, noise) in enumerate(zip(ldr, shown, gains, noises, strict=True)):
         encoded = np.clip(np.asarray(exposure, np.float32), 0, 1)
         light = encoded ** np.float32(GAMMA) * np.float32(gain)
         seen = compressed(light)
         # By the slopes of the gamma and of the μ-law.
         slope = np.maximum(encoded, _DARKEST) ** np.float32(GAMMA - 1) / (1 + np.float32(MU) * light)
         deviation = slope * np.float32(GAMMA * gain * MU / math.log1p(MU) * noise)
+        room = np.clip((_FULL[1] - encoded) / (_FULL[1] - _FULL[0]), 0, 1) * here[..., None]
+        certainty = room / (deviation**2 + np.float32(_FLOOR**2))
         # Noise is left out of it, and what disagrees takes its surroundings along.
-        apart = cv2.blur(np.abs(cv2.blur(seen - net, (3, 3))), (5, 5)).max(-1, keepdims=True)
-        agrees = np.exp(-((apart / (2 * _CERTAIN)) ** 2))
-        room = np.clip((_FULL[1] - encoded.max(-1, keepdims=True)) / (_FULL[1] - _FULL[0]), 0, 1)
-        certainty = agrees * room * here[..., None] / (deviation**2 + np.float32(_FLOOR**2))
+        apart = cv2.blur(np.abs(cv2.blur(seen - net, (3, 3))), (5, 5))
+        if i == middle:
+            believed -= room * (1 - np.exp(-(apart**2) / (4 * (np.float32(_CERTAIN**2) + deviation**2))))
+            corrected = net + (1 - room) * _error_of_like_channels(net, seen, certainty)
+            least = np.where((encoded >= _FULL[0]) & here[..., None], seen, least)
+        else:
+            apart = (apart * (room > 0)).max(-1, keepdims=True)
+            certainty *= np.exp(-((apart / (2 * _CERTAIN)) ** 2))
         total += certainty * seen
         weight += certainty
-    return np.clip(np.expm1(total / weight * np.float32(math.log1p(MU))) / np.float32(MU), 0, 1)
+    believed /= np.float32(_CERTAIN**2)
+    seen = np.maximum((total + believed * corrected) / (weight + believed), least)
+    return np.clip(np.expm1(seen * np.float32(math.log1p(MU))) / np.float32(MU), 0, 1)
+
+
+def _error_of_like_channels(net: np.ndarray, seen: np.ndarray, certainty: np.ndarray) -> np.ndarray:
+    """How much the network's T(H) lacks in each channel by those in which the middle exposure shows about the same and is certain of it."""
+    told = certainty / (certainty + np.float32(1 / _CERTAIN**2))
+    lacks = []
+    for c in range(3):
+        alike = told * np.exp(-(((seen - seen[..., c : c + 1]) / _ALIKE) ** 2))
+        lacks.append((alike * (seen - net)).sum(-1) / (alike.sum(-1) + _HARDLY))
+    return np.stack(lacks, -1)
 
 
 def _noise(encoded: np.ndarray) -> float:

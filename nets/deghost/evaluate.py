@@ -115,7 +115,7 @@ def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket, *, detail: bool)
     ldr, ev, _ = tensors(bracket)
     with torch.inference_mode():
         radiance = net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
-    return detailed(radiance, bracket.pixels(), bracket.ev, bracket.valid) if detail else radiance
+    return detailed(radiance, bracket.pixels(), bracket.ev, 1, bracket.valid) if detail else radiance
 
 
 def naive(bracket: Bracket) -> np.ndarray:

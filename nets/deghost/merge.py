@@ -87,7 +87,7 @@ def merge(
         paths: two to seven photographs, of more than three the best three are taken; and the file to write.
         weights: for --method net: what train wrote, or the model that comes along: deghost.
         times: exposure times in seconds in the order of the photographs, as 1/250 or 0.004. By default those of a file exposure.txt beside them (log2
-            values or times, in the order of the names), else those of EXIF, with its aperture and ISO.
+            values or times, in the order of the names; of all pictures there, if it holds more), else those of EXIF, with its aperture and ISO.
         align: homography: the background; moving things are the network's affair. flow: everything, by Lucas and Kanade's optical flow, which tears
             what moves far. none: for a tripod.
         response: how pixel values stand for light. gamma: to the power of 2.2. debevec: as the photographs themselves tell (Debevec and Malik, 1997).
@@ -137,7 +137,7 @@ def merge(
             progress.total += len(tiles)
             result = by_network(net, linear, bracket.ev, bracket.middle, progress.update)
             if detail:
-                result = detailed(result, linear, bracket.ev, aligned.valid)
+                result = detailed(result, linear, bracket.ev, bracket.middle, aligned.valid)
         if method != "mertens":
             _compare(bracket, linear, result, None if net is None else plain, progress.write)
         progress.set_description("write    ")
@@ -215,12 +215,12 @@ def _targets(out: Path, method: str, picture: Path | None, shown: Path, show_ste
         commands.check_file(out, _OUT)
         commands.check_file(shown, images.PICTURES)
         if shown == out:
-            raise Refusal(f"--picture {shown}: is written already, choose another name")
+            raise Refusal(f"--picture {shown}: is where the radiance goes, choose another name")
         targets = [out, shown]
     if show_steps is not None:
         commands.check_file(show_steps, images.PICTURES)
         if show_steps in targets:
-            raise Refusal(f"--show-steps {show_steps}: is written already, choose another name")
+            raise Refusal(f"--show-steps {show_steps}: is where the radiance or its picture goes, choose another name")
         targets.append(show_steps)
     return targets
 
