@@ -58,7 +58,8 @@ def colorize(
         smoothness: above 0. Small: strokes are kept as they are; large: those that contradict each other are averaged.
 
     Returns:
-        ``(N, 3, H, W)`` in the image's dtype, its luma that of the image: colours that would leave [0, 1] lose saturation until they fit.
+        ``(N, 3, H, W)`` in the image's dtype, its luma that of the image: colours that would leave [0, 1] lose saturation until they fit. An image with a
+        stroke that is not finite is NaN.
 
     Raises:
         TypeError: a dtype that is not floating (or bool, of the mask), or an argument of another kind.

@@ -21,7 +21,7 @@ def conjugate_gradients(
     """Solves ``times(x) = right``, from 0 on, for a symmetric and positive definite ``times``.
 
     Of ``right``, ``(N, C, ...)``, each image and channel is a system of its own, and stops by itself when its residual, in the norm of the preconditioner, has
-    gone down by ``tolerance``, or after ``most_steps``. Every 8 steps the host looks whether all have stopped, where it can.
+    gone down by ``tolerance``, or after ``most_steps``; one that is not finite is NaN. Every 8 steps the host looks whether all have stopped, where it can.
     """
     inner = tuple(range(2, right.ndim))
 
@@ -32,7 +32,8 @@ def conjugate_gradients(
     direction = preconditioned = precondition(residual)
     error = dot(residual, preconditioned)
     enough = tolerance**2 * error
-    x = torch.zeros_like(residual)
+    # What is not finite has no solution, and no step would be taken for it.
+    x = torch.where(error.isfinite(), torch.zeros_like(residual), torch.nan)
     # Under vmap the host cannot look, and what has ended stays as it is. Without data, one step launches what all do.
     can_look = torch.compiler.is_compiling() or not (
         right.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(error)

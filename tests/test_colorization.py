@@ -164,6 +164,20 @@ def test_a_pixel_that_is_not_a_number_stays_alone() -> None:
     assert bilagrid.colorize(gray, photo, mask)[0].isnan().sum() == 3
 
 
+@pytest.mark.parametrize(
+    ("rubbish", "weight"), [(math.nan, 1.0), (math.inf, 1.0), (0.5, math.inf)], ids=["nan", "inf", "weight"]
+)
+def test_a_stroke_that_is_not_finite_makes_its_image_nan_and_no_other(rubbish: float, weight: float) -> None:
+    photo = photograph("coffee", 8).float()
+    mask = strokes(*photo.shape[2:], number=5)[:1]
+    row, column = mask[0].nonzero()[0].tolist()
+    photos, weights = photo.repeat(2, 1, 1, 1), mask.float().repeat(2, 1, 1)
+    photos[0, :, row, column], weights[0, row, column] = rubbish, weight
+    found = bilagrid.colorize(photo.repeat(2, 1, 1, 1), photos, weights)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1:], bilagrid.colorize(photo, photo, mask), rtol=0, atol=0)
+
+
 def test_strokes_that_contradict_each_other_are_averaged_by_weight() -> None:
     gray = torch.full((1, 1, 16, 16), 0.5, dtype=torch.float64)
     colours = torch.full((1, 3, 16, 16), 0.5, dtype=torch.float64)
