@@ -118,7 +118,7 @@ class BilateralDeghost(Network):
 
     def _guided(self, image: Tensor) -> Tensor:
         """The guide ``(N, H, W)`` of channels, as a product of matrices: the convolution takes five times as long on a CPU."""
-        mixed = self.guide.weight.flatten(1) @ image.flatten(2) + self.guide.bias
+        mixed = self.guide.weight.flatten(1) @ image.flatten(2) + self.guide.bias  # type: ignore[operator]
         return mixed.view(image.shape[0], *image.shape[2:])
 
     def shrunk(self, ldr: Tensor) -> Tensor:
