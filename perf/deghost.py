@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import multiprocessing
-import os
 import re
 import resource
 import sys
@@ -26,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilagrid import commands
 from nets.deghost import BilateralDeghost, DeghostNet, load
 from nets.deghost.bilateral import reduced
 from nets.deghost.data import tensors
@@ -176,9 +172,7 @@ def _run(options: argparse.Namespace) -> None:
     device = arguments.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    path = None if options.out is None else options.out / "deghost.csv"
-    if path is not None and path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    path = arguments.new_file(options, "deghost.csv")
     if options.reduce < 2:
         raise RefusalError(f"--reduce must be at least 2, got {options.reduce}")
     models = Models(options.weights, options.carried or options.weights, options.reduce)
@@ -194,9 +188,7 @@ def _run(options: argparse.Namespace) -> None:
     quality: dict[str, float] = {}
     if options.photographs:
         quality = qualities(models, options.photographs, options.scenes, options.side, device)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[tuple[object, ...]] = []
     for method in METHODS:
         time, peak = taken[method], peaks[method]
         ratios = f"{taken['network'].median / time.median:.1f} and {peaks['network'] / peak:.1f} times less"
@@ -204,11 +196,10 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{method:>8}: {time.median:.3g} s, {peak / 1e9:.2f} GB ({ratios}){psnr}", flush=True)
         figures = [time.repeats, *(f"{value:.6g}" for value in (time.median, time.q20, time.q80)), peak]
         scenes = [options.scenes, options.side, options.side, f"{quality[method]:.3f}"] if quality else [""] * 4
-        writer.writerow([name, found["torch"], found["triton"], found["numba"], *(Path(model).stem for model in models[:2]), options.reduce, method, *options.size, *figures, *scenes])  # fmt: skip
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commands.replace(Path(os.path.realpath(path)), text.getvalue().encode())
-        print(f"wrote {path}")
+        weights = (Path(model).stem for model in models[:2])
+        versions = found["torch"], found["triton"], found["numba"]
+        table.append((name, *versions, *weights, options.reduce, method, *options.size, *figures, *scenes))
+    rows.write_table(path, _COLUMNS, table)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -9,8 +9,8 @@ from bilagrid.gpu._geometry import coordinate, pixel_range, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
 
-# A cell a lane, so that what a pixel shares among planes and channels is computed once. Each has another order of sums, so none is tuned.
-# Triton 3.7 rejects its own layouts where a block has fewer cells than a warp has lanes.
+# A cell a lane, so that what a pixel shares among planes and channels is computed once; as many as a warp has lanes.
+# Triton 3.7 rejects its own layouts where a block has fewer. Sums are in the same order either way.
 NODE_CONFIGS = [triton.Config({"CELLS": 32}, num_warps=1)]
 NODE_CONFIGS_WIDE = [triton.Config({"CELLS": 64}, num_warps=1)]
 
