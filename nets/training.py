@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -70,9 +71,11 @@ class Schedule:
 
 
 def start_processes() -> None:
-    """Joins the other processes, if torchrun started this one."""
+    """Joins the other processes, if torchrun started this one, until it ends."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
         idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+        # A thread of gloo that still holds a tensor while Python is taken down aborts the process.
+        atexit.register(idist.finalize)
 
 
 def normalised_over(schedule: Schedule) -> int:
@@ -135,7 +138,11 @@ def train(
         raise Refusal(f"{out}: has {began} steps already; raise --steps to go on")
 
     # Alone, it would share out a batch over all GPUs of the machine; that is for torchrun to ask.
-    module = idist.auto_model(net, sync_bn=device.type == "cuda") if world > 1 else net
+    module: nn.Module = net
+    if world > 1:
+        # Of its own: torch keeps the group that it has taken alive, so that `idist.finalize` could not end its threads.
+        group = torch.distributed.new_group()
+        module = idist.auto_model(net, sync_bn=device.type == "cuda", process_group=group)
     module.train()
     mine = schedule.batch // world
     steps = range(began, schedule.steps)

@@ -34,7 +34,8 @@ def train() -> dict[str, Tensor]:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         torch.distributed.init_process_group("gloo")
-        module = nn.parallel.DistributedDataParallel(module)
+        # Of its own: torch keeps the group that it has taken alive, and a thread of it may abort the process at its end.
+        module = nn.parallel.DistributedDataParallel(module, process_group=torch.distributed.new_group())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for batch in images.chunk(world, 1)[rank]:
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """Picture files for the tests of command lines, written and read without the code under test, and processes that run one."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,5 +54,8 @@ def launch(folder, *command):
     # Other tests set the interpreter, in which a photograph takes minutes.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    # A background job of a shell ignores Ctrl-C, and so would all that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment, **pipes)
