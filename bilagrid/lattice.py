@@ -116,7 +116,7 @@ class Lattice:
         scale_y, scale_x = nodes_per_sigma[1] / sigma_space, nodes_per_sigma[2] / sigma_space
         try:
             size = (
-                math.ceil((high - low) * scale_z) + 1 + 2 * _SIGMA_PADDING,
+                _ceil_product(high - low, scale_z) + 1 + 2 * _SIGMA_PADDING,
                 _ceil_product(height - 1, scale_y) + 1,
                 _ceil_product(width - 1, scale_x) + 1,
             )
@@ -212,13 +212,13 @@ def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tup
     return (depth, rows, columns), (height, width)
 
 
-def _ceil_product(count: int, step: float) -> int:
-    """``ceil(count * step)``, of what is not negative, but for roundings above an integer, which need no node.
+def _ceil_product(extent: float, step: float) -> int:
+    """``ceil(extent * step)``, of what is not negative, but for roundings above an integer, which need no node.
 
     The coordinate of a last pixel less than a billionth beyond a node saturates there. By a trunc, which torch.export can write to a file; a symbolic ceil it
     cannot. The number stands here because a compiler with dynamic shapes takes a float of the module for an input.
     """
-    return math.trunc(count * step + (1 - 1e-9))
+    return math.trunc(extent * step + (1 - 1e-9))
 
 
 def _integer(name: str, value: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import bilagrid
+from bilagrid.filters import filter_lattice
 from tests.helpers import assert_near, device_of, numpy64, off_nodes, psnr
 from tests.reference import filters as exact
 
@@ -56,6 +57,14 @@ def test_colour_is_guided_by_luma(name: str, space: float, color: float) -> None
     image = photograph(name)
     wanted = exact.bilateral_filter(numpy64(image[0]), numpy64(luma(image)[0]), space, color)
     assert psnr(bilagrid.bilateral_filter(image, sigma_space=space, sigma_color=color)[0], wanted) >= DECIBELS
+
+
+@pytest.mark.parametrize("color", [0.1, 0.15, 0.2, 1.0])
+def test_wide_sigmas_take_sixteen_planes(color: float) -> None:
+    """No more than a program of the GPU's fine splat adds up, whatever is rounded on the way."""
+    guide = torch.empty(1, 20, 30, device="meta")
+    lattice, _ = filter_lattice(guide, 8, color, guide_range=(0.0, 1.0))
+    assert lattice.size[0] <= 16
 
 
 def test_cross_filter() -> None:
