@@ -24,7 +24,7 @@ _TENT_VARIANCE = 1 / 3
 _LEAST_DENSITY = 1.1
 
 # Wide sigmas get finer cells than they need, which cost no more than those of narrow ones.
-_LEAST_CELLS = 13  # over the guide's range: 16 nodes with the lattice's padding, which the GPU's fine splat adds up in one piece
+_LEAST_CELLS = 13  # over the guide's range: with the padding 16 nodes, which the GPU's fine splat adds up at once
 _LARGEST_CELL = 8.0  # pixels, unless that is more than so many nodes a sigma:
 _AMPLE_DENSITY = 2.0
 
