@@ -21,9 +21,9 @@ class Refusal(Exception):  # noqa: N818 -- it tells the user what to change, not
     """What the user has to change, in one line."""
 
 
-def interrupted() -> int:
+def interrupted(name: str = "bilagrid") -> int:
     """Says that the work was interrupted; returns the exit code."""
-    print("bilagrid: interrupted; files finished so far are kept", file=sys.stderr, flush=True)
+    print(f"{name}: interrupted; files finished so far are kept", file=sys.stderr, flush=True)
     return 130
 
 
@@ -42,21 +42,28 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
     """Runs one of ``commands``, whose arguments and help are its function's; returns the exit code: 0 done, 2 refused, 130 interrupted."""
     import tyro
 
-    try:
+    def one() -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,)
         )
+
+    return exit_code(one)
+
+
+def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
+    """Does a command's work and returns the exit code: its own, or 0 done, 2 refused, 130 interrupted; what ends it is told in one line, after its name."""
+    try:
+        return do() or 0
     except KeyboardInterrupt:
-        return interrupted()
+        return interrupted(name)
     except (Refusal, ValueError, OverflowError, OSError) as error:
-        print(f"bilagrid: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"bilagrid: {_OUT_OF_MEMORY}", file=sys.stderr)
-        return 2
-    return 0
+        message = _OUT_OF_MEMORY
+    print(f"{name}: {message}", file=sys.stderr)
+    return 2
 
 
 def jobs(

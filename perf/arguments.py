@@ -1,36 +1,65 @@
-"""What the commands of `perf` have in common: their arguments, refusals in one line, and the device that is measured."""
+"""What the commands of `perf` have in common: how a function becomes a command line, what arguments mean, and the device that is measured.
+
+They run where little more than torch is installed, on a borrowed GPU above all: so argparse reads their arguments, not the library that serves the other commands.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import torch
 
+from bilagrid import commands
+from bilagrid.commands import Refusal
 from perf import cases
 
 _T = TypeVar("_T")
 
 
-class RefusalError(Exception):
-    """What the user has to change, in one line."""
+def command(function: Callable[..., int | None], more: str = "") -> Callable[..., int]:
+    """The command line of a function, as its module's ``main``.
+
+    Its docstring is the description, to which ``more`` is added, and its ``Args`` are the help. An argument annotated ``bool`` is a flag, ``str`` a text; the others are
+    ``Annotated`` with what `argparse.ArgumentParser.add_argument` takes. An underscore at the end of a name is left out.
+    """
+    name = f"perf.{function.__name__}"
+
+    def main(given: Sequence[str] | None = None) -> int:
+        """Runs the command line and returns its exit code: the function's, or 0 done, 2 refused, 130 interrupted."""
+        return commands.exit_code(lambda: function(**vars(_parser(name, function, more).parse_args(given))), name)
+
+    return main
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses as everything else here does, and shows descriptions and examples as they are written."""
-
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise RefusalError(message)
+        raise Refusal(message)
+
+
+def _parser(name: str, function: Callable[..., object], more: str) -> _Parser:
+    about, _, listed = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.M))
+    parser = _Parser(
+        prog=f"python -m {name}", description=about + more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    hints = get_type_hints(function, include_extras=True)
+    for key, parameter in inspect.signature(function).parameters.items():
+        option: dict[str, Any] = {"default": parameter.default}
+        option |= {"action": "store_true"} if hints[key] is bool else getattr(hints[key], "__metadata__", ({},))[0]
+        if key in texts:
+            option["help"] = texts[key]
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            parser.add_argument(key, **option)
+        else:
+            parser.add_argument(f"--{key.rstrip('_')}", dest=key, **option)
+    return parser
 
 
 def argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
@@ -67,11 +96,18 @@ def count(what: str) -> Callable[[str], int]:
     return parse
 
 
-def new_file(options: argparse.Namespace, name: str) -> Path | None:
+Device = Annotated[str | None, {"choices": ("cpu", "cuda"), "help": "default: cuda if there is a GPU"}]
+Threads = Annotated[int | None, {"type": count("threads"), "help": "on the CPU (default: torch's choice)"}]
+Repeats = Annotated[int, {"type": count("repeats"), "help": "how often each is timed (default: %(default)s)"}]
+Resolutions = Annotated[Sequence[tuple[int, int]] | None, {"nargs": "+", "type": resolution, "metavar": "SIZE"}]
+Out = Annotated[Path | None, {"type": Path, "metavar": "DIR"}]
+
+
+def new_file(out: Path | None, name: str, overwrite: bool) -> Path | None:
     """The file of that name in the folder ``--out``, refused where it exists and nothing says ``--overwrite``; None without ``--out``."""
-    path = None if options.out is None else options.out / name
-    if path is not None and path.exists() and not options.overwrite:
-        raise RefusalError(f"{path} exists: --overwrite replaces it, --out names another")
+    path = None if out is None else out / name
+    if path is not None and path.exists() and not overwrite:
+        raise Refusal(f"{path} exists: --overwrite replaces it, --out names another")
     return path
 
 
@@ -79,14 +115,21 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def device(name: str | None) -> torch.device:
-    """The device asked for, by default a GPU if there is one, with what it needs at hand."""
+def check_compiled(why: str) -> None:
+    """Refuses to go on where kernels are interpreted, for a reason."""
+    if is_interpreted():
+        raise Refusal(f"TRITON_INTERPRET=1 is set, and {why}: unset it")
+
+
+def device(name: str | None, threads: int | None = None) -> torch.device:
+    """The device asked for, by default a GPU if there is one, with what it needs at hand; ``threads`` are torch's from now on."""
     found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise RefusalError("--device cuda needs a GPU, and torch sees none; leave it out to measure the CPU")
-    if is_interpreted():
-        raise RefusalError("TRITON_INTERPRET=1 is set, and the speed of an interpreter says nothing: unset it")
+        raise Refusal("--device cuda needs a GPU, and torch sees none; leave it out to measure the CPU")
+    check_compiled("the speed of an interpreter says nothing")
     kernels = "triton" if found.type == "cuda" else "numba"
     if find_spec(kernels) is None:
-        raise RefusalError(f"{found.type} tensors need {kernels}: pip install {kernels}")
+        raise Refusal(f"{found.type} tensors need {kernels}: pip install {kernels}")
+    if threads:
+        torch.set_num_threads(threads)
     return found

@@ -1,13 +1,7 @@
-"""What carrying a deghosting network's result through the bilateral grid saves and loses: ``python -m perf.deghost``.
-
-Three ways to full size: ``network`` runs it there; ``carried`` runs it on exposures shrunk, and carries the result by `BilateralDeghost`; ``enlarged`` runs it
-so too, and enlarges the result bicubically. Time and memory are of one bracket of 12 megapixels; PSNR-μ is the mean over scenes
-generated of photographs, aligned as merge aligns.
-"""
+"""What carrying a deghosting network's result through the bilateral grid saves and loses: ``python -m perf.deghost``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import re
@@ -17,12 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilagrid.commands import Refusal
 from nets.deghost import BilateralDeghost, DeghostNet, load
 from nets.deghost.bilateral import reduced
 from nets.deghost.data import tensors
@@ -30,16 +25,17 @@ from nets.deghost.generator import Generated, Photographs
 from nets.deghost.radiance import GAMMA, compressed, expanded, loss
 from nets.weights import Network
 from perf import arguments, inputs, rows, timing
-from perf.arguments import Parser, RefusalError
+from perf.arguments import Device, Out, Repeats, Threads
 from perf.timing import Times, Work
 
 METHODS = ("network", "carried", "enlarged")
-_SIZE = (3024, 4032)
 _STOPS = (0.0, 2.0, 4.0)
 _SEED = 1
 _COLUMNS = (
-    *("device", "torch", "triton", "numba", "weights", "carried_weights", "reduce", "method"),
-    *("height", "width", "repeats", "median_s", "q20_s", "q80_s", "peak_bytes"),
+    *rows.WHERE,
+    *("weights", "carried_weights", "reduce", "method", "height", "width"),
+    *rows.TIMES,
+    *("peak_bytes",),
     *("scenes", "scene_height", "scene_width", "psnr_mu_db"),
 )
 
@@ -55,7 +51,7 @@ class Models(NamedTuple):
         """What each method runs: radiance of (ldr, ev)."""
         whole = load(self.whole, device)
         if not isinstance(whole, DeghostNet):
-            raise RefusalError(f"--weights {self.whole}: must hold a network for full size, holds a BilateralDeghost")
+            raise Refusal(f"--weights {self.whole}: must hold a network for full size, holds a BilateralDeghost")
         carried = reduced(load(self.carried, device), self.reduce)
         assert isinstance(carried, BilateralDeghost)  # as reduce is more than 1
         return {"network": whole, "carried": carried, "enlarged": _Enlarged(carried)}
@@ -147,74 +143,76 @@ def qualities(models: Models, photographs: Sequence[Path], scenes: int, side: in
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "python -m perf.deghost",
-        "Compares a deghosting network at full size with the same carried there from exposures shrunk: time, peak memory, and PSNR-μ on generated scenes.",
-        "examples:\n  python -m nets.hdrnet photographs photos\n  python -m perf.deghost photos/held_out --threads 2 --out results",
-    )
-    parser.add_argument("photographs", nargs="*", type=Path, help="of which scenes are generated; none: no PSNR-μ")
-    parser.add_argument("--weights", default="deghost", help="the network for full size: a file or a model that comes along")  # fmt: skip
-    parser.add_argument("--carried", default=None, help="the network that is carried; by default the same")
-    parser.add_argument("--reduce", type=arguments.count("times"), default=4, help="what exposures are shrunk by")
-    parser.add_argument("--scenes", type=arguments.count("scenes"), default=12)
-    parser.add_argument("--side", type=arguments.count("pixels"), default=1200, help="of the generated scenes")
-    parser.add_argument("--size", type=arguments.resolution, default=_SIZE, help="of the bracket that is timed: HEIGHTxWIDTH, by default 3024x4032")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=arguments.count("threads"), help="of torch and the kernels, on a CPU")
-    parser.add_argument("--repeats", type=arguments.count("repeats"), default=3)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="writes deghost.csv there")
-    parser.add_argument("--overwrite", action="store_true", help="replaces that file if it exists")
-    return parser
+_Photographs = Annotated[Sequence[Path], {"nargs": "*", "type": Path}]
+_Times = Annotated[int, {"type": arguments.count("times")}]
+_Scenes = Annotated[int, {"type": arguments.count("scenes")}]
+_Pixels = Annotated[int, {"type": arguments.count("pixels")}]
+_Size = Annotated[tuple[int, int], {"type": arguments.resolution}]
 
 
-def _run(options: argparse.Namespace) -> None:
-    device = arguments.device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    path = arguments.new_file(options, "deghost.csv")
-    if options.reduce < 2:
-        raise RefusalError(f"--reduce must be at least 2, got {options.reduce}")
-    models = Models(options.weights, options.carried or options.weights, options.reduce)
-    models.methods(device)
-    for photograph in options.photographs:
+def deghost(
+    photographs: _Photographs = (),
+    *,
+    weights: str = "deghost",
+    carried: str | None = None,
+    reduce: _Times = 4,
+    scenes: _Scenes = 12,
+    side: _Pixels = 1200,
+    size: _Size = (3024, 4032),
+    device: Device = None,
+    threads: Threads = None,
+    repeats: Repeats = 3,
+    out: Out = None,
+    overwrite: bool = False,
+) -> None:
+    """Compares a deghosting network at full size with the same carried there from exposures shrunk: time, peak memory, and PSNR-μ on generated scenes.
+
+    Three ways to full size: network runs it there; carried runs it on exposures shrunk, and carries the result by BilateralDeghost; enlarged runs it
+    so too, and enlarges the result bicubically. Time and memory are of one bracket of 12 megapixels; PSNR-μ is the mean over scenes
+    generated of photographs, aligned as merge aligns.
+
+    examples:
+      python -m nets.hdrnet photographs photos
+      python -m perf.deghost photos/held_out --threads 2 --out results
+
+    Args:
+        photographs: of which scenes are generated; none: no PSNR-μ
+        weights: the network for full size: a file or a model that comes along (default: %(default)s)
+        carried: the network that is carried; by default the same
+        reduce: what exposures are shrunk by, at least 2 (default: %(default)s)
+        scenes: how many are generated (default: %(default)s)
+        side: of the generated scenes, in pixels (default: %(default)s)
+        size: of the bracket that is timed: HEIGHTxWIDTH (default: 3024x4032)
+        out: write DIR/deghost.csv
+        overwrite: replace DIR/deghost.csv
+    """
+    on = arguments.device(device, threads)
+    path = arguments.new_file(out, "deghost.csv", overwrite)
+    if reduce < 2:
+        raise Refusal(f"--reduce must be at least 2, got {reduce}")
+    models = Models(weights, carried or weights, reduce)
+    models.methods(on)
+    for photograph in photographs:
         if not photograph.exists():
-            raise RefusalError(f"{photograph}: no such file or folder")
-    found = rows.versions()
-    name = timing.device_name(device)
-    print(f"{name}, torch {found['torch']}, float32, {options.size[0]}x{options.size[1]}, shrunk by {options.reduce}")
-    peaks = {method: peak_bytes(models, method, options.size, device, torch.get_num_threads()) for method in METHODS}
-    taken = times(models, options.size, device, options.repeats)
-    quality: dict[str, float] = {}
-    if options.photographs:
-        quality = qualities(models, options.photographs, options.scenes, options.side, device)
+            raise Refusal(f"{photograph}: no such file or folder")
+    where = rows.where(on)
+    print(f"{where[0]}, torch {where[1]}, float32, {size[0]}x{size[1]}, shrunk by {reduce}")
+    peaks = {method: peak_bytes(models, method, size, on, torch.get_num_threads()) for method in METHODS}
+    taken = times(models, size, on, repeats)
+    quality = qualities(models, photographs, scenes, side, on) if photographs else {}
     table: list[tuple[object, ...]] = []
     for method in METHODS:
         time, peak = taken[method], peaks[method]
         ratios = f"{taken['network'].median / time.median:.1f} and {peaks['network'] / peak:.1f} times less"
         psnr = f", {quality[method]:.2f} dB" if quality else ""
         print(f"{method:>8}: {time.median:.3g} s, {peak / 1e9:.2f} GB ({ratios}){psnr}", flush=True)
-        figures = [time.repeats, *(f"{value:.6g}" for value in (time.median, time.q20, time.q80)), peak]
-        scenes = [options.scenes, options.side, options.side, f"{quality[method]:.3f}"] if quality else [""] * 4
-        weights = (Path(model).stem for model in models[:2])
-        versions = found["torch"], found["triton"], found["numba"]
-        table.append((name, *versions, *weights, options.reduce, method, *options.size, *figures, *scenes))
+        generated = (scenes, side, side, f"{quality[method]:.3f}") if quality else ("",) * 4
+        stems = (Path(model).stem for model in models[:2])
+        table.append((*where, *stems, reduce, method, *size, *rows.seconds(time), peak, *generated))
     rows.write_table(path, _COLUMNS, table)
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
-    try:
-        _run(_parser().parse_args(given))
-    except KeyboardInterrupt:
-        print("perf.deghost: interrupted", file=sys.stderr)
-        return 130
-    # Refusals of the networks' own commands are ValueErrors.
-    except (RefusalError, ValueError, OSError) as error:
-        print(f"perf.deghost: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+main = arguments.command(deghost)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import math
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,20 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bilagrid
-from perf.arguments import Parser, RefusalError
-
-_DESCRIPTION = """\
-Draws the pictures that README shows, from photographs that come with scikit-image and scikit-learn and from the rows committed under perf/results, and
-prints what can be measured on them: PSNR in dB against the truth, values clamped to 0..1.
-
-pictures:
-"""
-
-_EXAMPLES = """\
-examples:
-  python -m perf.gallery --overwrite
-  python -m perf.gallery --only colorize flash --out somewhere
-"""
+from bilagrid import commands
+from bilagrid.commands import Refusal
+from perf import arguments
+from perf.arguments import Out
 
 _REMEDY = 'python -m pip install -c constraints.txt -e ".[tests]"'
 _ROOT = Path(__file__).parents[1]
@@ -60,7 +50,7 @@ def photograph(name: str) -> Tensor:
     """A photograph of scikit-image or scikit-learn, (1, 3, H, W) in [0, 1]."""
     package, folder = ("sklearn", "datasets/images") if name == "china.jpg" else ("skimage", "data")
     if find_spec(package) is None:
-        raise RefusalError(f"{name} comes with {package}, which is not installed: {_REMEDY}")
+        raise Refusal(f"{name} comes with {package}, which is not installed: {_REMEDY}")
     from PIL import Image
 
     with Image.open(str(resources.files(package) / folder / name)) as file:
@@ -171,7 +161,7 @@ def _deghost() -> Drawn:
             str(shown),
         ]
         if hdrnet(["photographs", str(photographs)]) or deghost(made):
-            raise RefusalError("deghost: could not be drawn, for what is said above")
+            raise Refusal("deghost: could not be drawn, for what is said above")
         return images.read(shown).pixels, {}
 
 
@@ -226,69 +216,60 @@ def _image(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).movedim(-1, 0)[None]
 
 
-def _parser() -> argparse.ArgumentParser:
-    listed = "".join(f"  {entry.name:10}{entry.path}: {entry.about}\n" for entry in ENTRIES)
-    listed += f"  {_PLOTS:10}{_ROWS}/*.png: throughput and roofline of {_ROWS}/rows.csv\n"
-    parser = Parser("python -m perf.gallery", _DESCRIPTION + listed, _EXAMPLES)
-    names = [*(entry.name for entry in ENTRIES), _PLOTS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="PICTURE", help="of those above (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the pictures get their paths (default: this repository)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
-    return parser
+_NAMES = (*(entry.name for entry in ENTRIES), _PLOTS)
+_Only = Annotated[Sequence[str], {"nargs": "+", "choices": _NAMES, "metavar": "PICTURE"}]
 
 
-def _gallery(options: argparse.Namespace) -> int:
+def gallery(*, only: _Only = _NAMES, out: Out = None, overwrite: bool = False) -> None:
+    """Draws the pictures that README shows, from photographs that come with scikit-image and scikit-learn and from the rows committed under perf/results, and
+    prints what can be measured on them: PSNR in dB against the truth, values clamped to 0..1.
+
+    examples:
+      python -m perf.gallery --overwrite
+      python -m perf.gallery --only colorize flash --out somewhere
+
+    Args:
+        only: of those above (default: all)
+        out: where the pictures get their paths (default: this repository)
+        overwrite: replace pictures that exist
+    """
     for package in ("matplotlib", "PIL", "OpenImageIO"):
         if find_spec(package) is None:
-            raise RefusalError(f"pictures need {package}, which is not installed: {_REMEDY}")
-    from bilagrid import commands
-
-    names = options.only or [*(entry.name for entry in ENTRIES), _PLOTS]
-    out = options.out or _ROOT
-    if options.out is None and not (_ROOT / "README.md").is_file():
-        raise RefusalError(f"{_ROOT} is no clone of the repository: --out names a folder to draw into")
-    if _PLOTS in names and not (_ROOT / _ROWS / "rows.csv").is_file():
-        raise RefusalError(
-            f"{_ROOT / _ROWS / 'rows.csv'}: no such file; the plots are drawn in a clone of the repository"
-        )
-    chosen = [entry for entry in ENTRIES if entry.name in names]
+            raise Refusal(f"pictures need {package}, which is not installed: {_REMEDY}")
+    folder = out or _ROOT
+    if out is None and not (_ROOT / "README.md").is_file():
+        raise Refusal(f"{_ROOT} is no clone of the repository: --out names a folder to draw into")
+    if _PLOTS in only and not (_ROOT / _ROWS / "rows.csv").is_file():
+        raise Refusal(f"{_ROOT / _ROWS / 'rows.csv'}: no such file; the plots are drawn in a clone of the repository")
+    chosen = [entry for entry in ENTRIES if entry.name in only]
     for entry in chosen:
-        if (out / entry.path).exists() and not options.overwrite:
-            raise RefusalError(f"{out / entry.path} exists: --overwrite replaces it, --out names another folder")
+        if (folder / entry.path).exists() and not overwrite:
+            raise Refusal(f"{folder / entry.path} exists: --overwrite replaces it, --out names another folder")
 
     def write(path: Path, data: bytes) -> None:
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        commands.replace(out / path, data)
-        progress.write(f"wrote {out / path}")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        commands.replace(folder / path, data)
+        progress.write(f"wrote {folder / path}")
 
     measured = []
-    with tqdm(total=len(names), unit="picture", disable=None) as progress:
+    with tqdm(total=len(only), unit="picture", disable=None) as progress:
         for entry in chosen:
             progress.set_postfix_str(entry.name)
             pixels, facts = entry.draw()
             write(Path(entry.path), jpeg(pixels))
             measured += [(entry.name, name, value) for name, value in facts.items()]
             progress.update()
-        if _PLOTS in names:
+        if _PLOTS in only:
             for path, data in plots():
                 write(path, data)
             progress.update()
     for picture, name, value in measured:
         print(f"{picture:10}{name:12}{value:6.1f}")
-    return 0
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
-    try:
-        return _gallery(_parser().parse_args(given))
-    except KeyboardInterrupt:
-        print("perf.gallery: interrupted", file=sys.stderr)
-        return 130
-    except (RefusalError, OSError) as error:
-        print(f"perf.gallery: {error}", file=sys.stderr)
-        return 2
-
+_LISTED = "".join(f"\n  {entry.name:10}{entry.path}: {entry.about}" for entry in ENTRIES)
+_LISTED += f"\n  {_PLOTS:10}{_ROWS}/*.png: throughput and roofline of {_ROWS}/rows.csv"
+main = arguments.command(gallery, f"\n\npictures:{_LISTED}")
 
 if __name__ == "__main__":
     sys.exit(main())

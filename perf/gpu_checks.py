@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 import bilagrid
 from bilagrid import Lattice
-from perf import cases, checks, timing
-from perf.arguments import Parser, RefusalError, argument
+from bilagrid.commands import Refusal
+from perf import arguments, cases, checks, timing
 from perf.cases import Case, GridSpec, Problem, Tensors
 from perf.inputs import Draw
-
-_DESCRIPTION = """\
-Runs the checks that are named, or all of them. The exit code is 0 if all hold, 1 if one fails, 77 if none fails and one could
-not be done.
-
-checks:
-"""
 
 # Partial tiles everywhere; the grids of 12 channels are fine on the narrow image and coarse on the wide one.
 _ODD = ((37, 61), (5, 1031))
@@ -256,40 +249,34 @@ CHECKS = {check.__name__: check for check in (correct, twice, stream, graph, com
 ON_CPU = ("correct", "twice", "compiled", "touched")
 
 
-@argument
+@arguments.argument
 def _name(text: str) -> str:
     if text not in CHECKS:
         raise ValueError(f"expected one of {', '.join(CHECKS)}, got {text!r}")
     return text
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 all hold, 1 one fails, 2 refused, 77 one could not be done, 130 interrupted."""
-    listed = "\n".join(f"  {name:10}{check.__doc__}" for name, check in CHECKS.items())
-    parser = Parser("python -m perf.gpu_checks", _DESCRIPTION + listed, "")
-    parser.add_argument("names", nargs="*", type=_name, metavar="CHECK", help="default: all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help=f"cpu: only {', '.join(ON_CPU)}")
-    try:
-        options = parser.parse_args(given)
-        return _run(options)
-    except KeyboardInterrupt:
-        print("perf.gpu_checks: interrupted", file=sys.stderr)
-        return 130
-    except RefusalError as error:
-        print(f"perf.gpu_checks: {error}", file=sys.stderr)
-        return 2
+_Names = Annotated[Sequence[str], {"nargs": "*", "type": _name, "metavar": "CHECK"}]
+_Device = Annotated[str, {"choices": ("cpu", "cuda")}]
 
 
-def _run(options: argparse.Namespace) -> int:
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RefusalError("torch sees no GPU here")
+def gpu_checks(names: _Names = (), *, device: _Device = "cuda") -> int:
+    """Runs the checks that are named, or all of them. The exit code is 0 if all hold, 1 if one fails, 77 if none fails and one could
+    not be done.
+
+    Args:
+        names: default: all
+        device: cpu: only correct, twice, compiled, touched
+    """
+    on = torch.device(device)
+    if on.type == "cuda" and not torch.cuda.is_available():
+        raise Refusal("torch sees no GPU here")
     failed = lacking = False
-    for name in options.names or CHECKS:
+    for name in names or CHECKS:
         try:
-            if device.type == "cpu" and name not in ON_CPU:
+            if on.type == "cpu" and name not in ON_CPU:
                 raise NotDoneError("needs a GPU")
-            CHECKS[name](device)
+            CHECKS[name](on)
             print(f"{name}: ok", flush=True)
         except (NotDoneError, torch.OutOfMemoryError) as error:
             lacking = True
@@ -299,6 +286,9 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{name}: failed: {type(error).__name__}: {error}", flush=True)
     return 1 if failed else _NOT_DONE if lacking else 0
 
+
+_LISTED = "".join(f"\n  {name:10}{check.__doc__}" for name, check in CHECKS.items())
+main = arguments.command(gpu_checks, f"\n\nchecks:{_LISTED}")
 
 if __name__ == "__main__":
     sys.exit(main())

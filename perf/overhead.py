@@ -1,21 +1,7 @@
-"""What a call costs in Python and torch, whatever its kernels take: ``python -m perf.overhead``, in microseconds.
-
-Operators are called forward, on tensors that need gradients, of so few pixels that kernels hardly count:
-
-- ``meta``: on tensors without data, so checks, autograd and dispatch;
-- ``launcher``: the same with the GPU's launcher, whose launches are recorded instead of made;
-- ``triton``: Triton's way from those launches to their compiled kernels, which it goes at every launch. The driver's own part is not in it;
-- ``plan``: the whole call by a plan, on tensors that need gradients, up to the driver; measured where there is no GPU;
-- ``cpu``: on CPU tensors, kernels and all;
-- ``gpu``: on a GPU where there is one, until the call returns, which is before the GPU is done. The others are the CPU time of this thread.
-
-Each is the least of several repeats. A CUDA graph takes all of it away.
-"""
+"""What a call costs in Python and torch, whatever its kernels take: ``python -m perf.overhead``."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 import bilagrid
 from bilagrid.gpu import _launch, _regime
 from bilagrid.ops import _backend
+from perf import arguments
 
 # Rows of so many pixels that HDRNet's grid is coarse beside them.
 _WIDTH = 768
@@ -117,11 +104,21 @@ class StandIn:
         return self.started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m perf.overhead", description=(__doc__ or "").partition("\n")[0])
-    parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set, and the interpreter is all that would be measured")
+def overhead() -> None:
+    """Prints what a call costs in Python and torch, whatever its kernels take, in microseconds.
+
+    Operators are called forward, on tensors that need gradients, of so few pixels that kernels hardly count:
+
+    - meta: on tensors without data, so checks, autograd and dispatch;
+    - launcher: the same with the GPU's launcher, whose launches are recorded instead of made;
+    - triton: Triton's way from those launches to their compiled kernels, which it goes at every launch. The driver's own part is not in it;
+    - plan: the whole call by a plan, on tensors that need gradients, up to the driver; measured where there is no GPU;
+    - cpu: on CPU tensors, kernels and all;
+    - gpu: on a GPU where there is one, until the call returns, which is before the GPU is done. The others are the CPU time of this thread.
+
+    Each is the least of several repeats. A CUDA graph takes all of it away.
+    """
+    arguments.check_compiled("the interpreter is all that would be measured")
     if not torch.cuda.is_available():
         triton.runtime.driver.set_active(StandIn())
     for number, (name, (function, shapes)) in enumerate(USES.items()):
@@ -132,5 +129,7 @@ def main() -> None:
         sys.stdout.flush()
 
 
+main = arguments.command(overhead)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from perf import arguments, cases, checks, rows, timing
 from perf.adapters import PEERS, Peer
-from perf.arguments import Parser, RefusalError
+from perf.arguments import Device, Out, Resolutions, Threads
 from perf.cases import Case, Problem
 from perf.inputs import GUIDES
 from perf.rows import Machine
-
-_DESCRIPTION = """\
-Times other implementations of slice_apply and of the bilateral filter beside ours. Each runs if it is installed. Before
-anything is timed, ours is checked against a plain float64 computation and each peer against ours; a peer that disagrees is
-reported, never timed, and the exit code is then 1. All take turns, first in one round and last in the next, and a cache is
-overwritten between any two.
-
-A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, and the speed of the bytes
-that must move as a share of a copy's, measured in the same run. Images are float32, grids 16x16x8 with 12 channels; filters
-have a sigma of 8 pixels and 0.1.
-
-peers:
-"""
-
-_EXAMPLES = """\
-examples:
-  python -m perf.peers --threads 2 --repeats 5
-  python -m perf.peers --only grid_sample opencv
-  PYTHONPATH=gsplat/examples python -m perf.peers --only lib_bilagrid --resolution 840x1296
-  python -m perf.peers --out perf/results/a && python -m perf.sweep --plot perf/results/a/*.csv --out perf/results/a
-      draws the peers as marks beside what perf.sweep measured
-"""
 
 _GRID, _FILTER_GRID = "16x16x8", "sigma8"
 # On a GPU the sizes that the goals and fused-bilagrid's published times are for.
@@ -180,49 +157,68 @@ def table(title: str, times: dict[str, timing.Times], moved: int, copied: float)
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    peers = "\n".join(f"  {peer.name:26}{peer.about}{f' ({peer.remedy})' if peer.remedy else ''}" for peer in PEERS)
-    parser = Parser("python -m perf.peers", _DESCRIPTION + peers, _EXAMPLES)
-    names = [peer.name for peer in PEERS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PEER", help="leave out the others")
-    parser.add_argument("--repeats", type=arguments.count("rounds"), default=9, help="rounds that are counted (default: 9)")  # fmt: skip
-    parser.add_argument("--threads", type=arguments.count("threads"), help="on the CPU, for all (default: torch's choice)")  # fmt: skip
-    parser.add_argument("--resolution", nargs="+", type=arguments.resolution, metavar="SIZE", help=f"of slice_apply: {', '.join(cases.RESOLUTIONS)} or HEIGHTxWIDTH (default: 1080p; on a GPU 4k and 3000x4000). The filter's are fixed")  # fmt: skip
-    parser.add_argument("--guide", choices=GUIDES, help="default: photograph, which comes with scikit-image, or random without it")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/peers.csv, which perf.sweep --plot draws")
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR/peers.csv")
-    return parser
+_Only = Annotated[list[str] | None, {"nargs": "+", "choices": [peer.name for peer in PEERS], "metavar": "PEER"}]
+_Rounds = Annotated[int, {"type": arguments.count("rounds")}]
+_Guide = Annotated[str | None, {"choices": GUIDES}]
 
 
-def _file(options: argparse.Namespace) -> rows.RowFile | None:
-    path = arguments.new_file(options, "peers.csv")
-    return None if path is None else rows.RowFile(path, overwrite=True)
+def peers(
+    *,
+    only: _Only = None,
+    repeats: _Rounds = 9,
+    threads: Threads = None,
+    resolution: Resolutions = None,
+    guide: _Guide = None,
+    device: Device = None,
+    out: Out = None,
+    overwrite: bool = False,
+) -> int:
+    """Times other implementations of slice_apply and of the bilateral filter beside ours. Each runs if it is installed. Before
+    anything is timed, ours is checked against a plain float64 computation and each peer against ours; a peer that disagrees is
+    reported, never timed, and the exit code is then 1. All take turns, first in one round and last in the next, and a cache is
+    overwritten between any two.
 
+    A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, and the speed of the bytes
+    that must move as a share of a copy's, measured in the same run. Images are float32, grids 16x16x8 with 12 channels; filters
+    have a sigma of 8 pixels and 0.1.
 
-def _peers(options: argparse.Namespace) -> int:
-    device = arguments.device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    examples:
+      python -m perf.peers --threads 2 --repeats 5
+      python -m perf.peers --only grid_sample opencv
+      PYTHONPATH=gsplat/examples python -m perf.peers --only lib_bilagrid --resolution 840x1296
+      python -m perf.peers --out perf/results/a && python -m perf.sweep --plot perf/results/a/*.csv --out perf/results/a
+          draws the peers as marks beside what perf.sweep measured
+
+    Args:
+        only: leave out the others
+        repeats: rounds that are counted (default: %(default)s)
+        threads: on the CPU, for all (default: torch's choice)
+        resolution: of slice_apply: 256, 512, 1080p, 4k, 8k or HEIGHTxWIDTH (default: 1080p; on a GPU 4k and 3000x4000). The filter's are fixed
+        guide: default: photograph, which comes with scikit-image, or random without it
+        out: write DIR/peers.csv, which perf.sweep --plot draws
+        overwrite: replace DIR/peers.csv
+    """
+    on = arguments.device(device, threads)
     # Halide reads it when its first function runs.
     os.environ["HL_NUM_THREADS"] = str(torch.get_num_threads())
-    guide = options.guide or ("photograph" if find_spec("skimage") else "random")
-    file = _file(options)
-    machine = rows.this_machine(device)
+    path = arguments.new_file(out, "peers.csv", overwrite)
+    file = None if path is None else rows.RowFile(path, overwrite=True)
+    machine = rows.this_machine(on)
     print(
         f"{machine.device}, torch {machine.torch}, {machine.backend} {getattr(machine, machine.backend)}: "
         f"a copy moves {machine.copy_bytes_per_s / 1e9:.4g} GB/s"
     )
     here = []
-    for peer in (peer for peer in PEERS if peer.name in options.only):
-        if reason := peer.why_not(device):
+    for peer in (peer for peer in PEERS if only is None or peer.name in only):
+        if reason := peer.why_not(on):
             print(f"{peer.name} {reason}")
         else:
             here.append(peer)
             print(f"{peer.name}: {peer.version}{f', {note}' if (note := _note(peer)) else ''}")
-    session = Session(device, machine, options.repeats, file)
+    session = Session(on, machine, repeats, file)
+    guide = guide or ("photograph" if find_spec("skimage") else "random")
     wrong = []
-    for each in comparisons(here, options.resolution or _RESOLUTIONS[device.type], _FILTERED[device.type], guide):
+    for each in comparisons(here, resolution or _RESOLUTIONS[on.type], _FILTERED[on.type], guide):
         wrong += session.compare(each)
     for message in wrong:
         print(f"not timed: {message}", file=sys.stderr)
@@ -236,17 +232,8 @@ def _note(peer: Peer) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 1 a wrong result, 2 refused, 130 interrupted."""
-    try:
-        return _peers(_parser().parse_args(given))
-    except KeyboardInterrupt:
-        print("perf.peers: interrupted", file=sys.stderr)
-        return 130
-    except (RefusalError, rows.RowsError, OSError) as error:
-        print(f"perf.peers: {error}", file=sys.stderr)
-        return 2
-
+_LISTED = "".join(f"\n  {peer.name:26}{peer.about}{f' ({peer.remedy})' if peer.remedy else ''}" for peer in PEERS)
+main = arguments.command(peers, f"\n\npeers:{_LISTED}")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from bilagrid import commands
+from bilagrid.commands import Refusal
 from perf import cases, timing
 from perf.cases import Case, Problem
 
@@ -22,7 +23,7 @@ OURS = "bilagrid"
 PREDICTED = "predicted"
 
 
-class RowsError(ValueError):
+class RowsError(Refusal):
     """A file that does not hold rows."""
 
 
@@ -69,6 +70,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = ""
     return found
+
+
+# What tables of another kind have in common: their columns, and what fills them.
+WHERE = ("device", "torch", "triton", "numba")
+TIMES = ("repeats", "median_s", "q20_s", "q80_s")
+
+
+def where(device: torch.device) -> tuple[str, ...]:
+    found = versions()
+    return timing.device_name(device), *(found[package] for package in WHERE[1:])
+
+
+def seconds(times: timing.Times) -> tuple[object, ...]:
+    return times.repeats, *(f"{value:.6g}" for value in (times.median, times.q20, times.q80))
 
 
 @dataclass(frozen=True)

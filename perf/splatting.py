@@ -1,47 +1,29 @@
-"""A splatting-like training loop, with our colour grids and with a composition of torch's operators: ``python -m perf.splatting``.
-
-A scene, here an image, is learned from photographs of it that differ in exposure and white balance; a colour grid for each photograph takes up the difference, as in
-gsplat and nerfstudio. A step draws one photograph, slices its grid at the scene's pixels, and updates scene and grids by Adam, with total variation on the grids.
-"""
+"""A splatting-like training loop, with our colour grids and with a composition of torch's operators: ``python -m perf.splatting``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from bilagrid.compat import gsplat, pixel_grid
 from perf import arguments, inputs, rows, timing
-from perf.arguments import Parser, RefusalError
+from perf.arguments import Device, Out, Repeats, Resolutions, Threads
 from perf.checks import WrongResultError
 
 OURS, ACTIVE, COMPOSITION, LIBRARY = "bilagrid", "bilagrid, active TV", "grid_sample", "lib_bilagrid"
 
 _SIZE = (16, 16, 8)
+_RESOLUTIONS = ((420, 648), (840, 1296))
 _TV_WEIGHT = 10.0
-_COLUMNS = (
-    "device",
-    "torch",
-    "triton",
-    "numba",
-    "height",
-    "width",
-    "photographs",
-    "loop",
-    "repeats",
-    "median_s",
-    "q20_s",
-    "q80_s",
-)
+_COLUMNS = (*rows.WHERE, "height", "width", "photographs", "loop", *rows.TIMES)
 # Steps whose losses must agree before any is timed, and how nearly: rounding grows from step to step.
 _CHECKED_STEPS, _TOLERANCE = 8, 1e-4
 
@@ -161,64 +143,61 @@ def measure(photos: Tensor, repeats: int) -> dict[str, timing.Times]:
     return timing.take_turns(works, photos.device, repeats)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "python -m perf.splatting",
-        "Times a step of a splatting-like training loop with our colour grids, and with others', on the GPU if there is one and else on the CPU. Before, their\n"
-        f"losses are compared over {_CHECKED_STEPS} steps. lib_bilagrid takes part where it is on PYTHONPATH (gsplat's folder examples, with tensorly).",
-        "examples:\n  python -m perf.splatting --threads 2 --resolution 840x1296 --photographs 200\n  python -m perf.splatting --out results",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=arguments.count("threads"), help="of torch and the kernels, on a CPU")
-    parser.add_argument("--repeats", type=arguments.count("repeats"), default=9)
-    parser.add_argument("--resolution", type=arguments.resolution, nargs="+", default=[(420, 648), (840, 1296)])
-    parser.add_argument("--photographs", type=arguments.count("photographs"), default=40)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="writes splatting.csv there")
-    parser.add_argument("--overwrite", action="store_true", help="replaces that file if it exists")
-    return parser
+_Photographs = Annotated[int, {"type": arguments.count("photographs"), "metavar": "PHOTOGRAPHS"}]
 
 
-def _run(options: argparse.Namespace) -> None:
-    device = arguments.device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    path = arguments.new_file(options, "splatting.csv")
-    found = rows.versions()
-    name = timing.device_name(device)
-    print(
-        f"{name}, torch {found['torch']}, float32, {options.photographs} photographs, grids {'x'.join(map(str, _SIZE))}"
-    )
+def splatting(
+    *,
+    device: Device = None,
+    threads: Threads = None,
+    repeats: Repeats = 9,
+    resolution: Resolutions = None,
+    photographs_: _Photographs = 40,
+    out: Out = None,
+    overwrite: bool = False,
+) -> int:
+    """Times a step of a splatting-like training loop with our colour grids, and with others', on the GPU if there is one and else on the CPU.
+
+    A scene, here an image, is learned from photographs of it that differ in exposure and white balance; a colour grid for each photograph takes up the difference, as in
+    gsplat and nerfstudio. A step draws one photograph, slices its grid at the scene's pixels, and updates scene and grids by Adam, with total variation on the grids.
+
+    Before, the losses are compared over 8 steps; the exit code is 1 where they differ. lib_bilagrid takes part where it is on PYTHONPATH (gsplat's folder
+    examples, with tensorly).
+
+    examples:
+      python -m perf.splatting --threads 2 --resolution 840x1296 --photographs 200
+      python -m perf.splatting --out results
+
+    Args:
+        resolution: 256, 512, 1080p, 4k, 8k or HEIGHTxWIDTH (default: 420x648 840x1296)
+        photographs_: of the scene (default: %(default)s)
+        out: write DIR/splatting.csv
+        overwrite: replace DIR/splatting.csv
+    """
+    on = arguments.device(device, threads)
+    path = arguments.new_file(out, "splatting.csv", overwrite)
+    where = rows.where(on)
+    print(f"{where[0]}, torch {where[1]}, float32, {photographs_} photographs, grids {'x'.join(map(str, _SIZE))}")
     table: list[tuple[object, ...]] = []
-    for height, width in options.resolution:
-        image = inputs.picture("photograph", height, width, device)[0].permute(1, 2, 0)
-        photos = photographs(image.cpu(), options.photographs).to(device)
-        worst = check(photos)
+    for height, width in resolution or _RESOLUTIONS:
+        image = inputs.picture("photograph", height, width, on)[0].permute(1, 2, 0)
+        photos = photographs(image.cpu(), photographs_).to(on)
+        try:
+            worst = check(photos)
+        except WrongResultError as error:
+            print(f"perf.splatting: {error}", file=sys.stderr)
+            return 1
         print(f"{height}x{width}: losses of {_CHECKED_STEPS} steps agree to {worst:.1g}")
-        times = measure(photos, options.repeats)
+        times = measure(photos, repeats)
         for loop, taken in times.items():
             ratio = taken.median / times[OURS].median
             print(f"  {loop:<20} {1e3 * taken.median:8.4g} ms a step, {ratio:.3g} times ours", flush=True)
-            figures = (taken.repeats, *(f"{value:.6g}" for value in (taken.median, taken.q20, taken.q80)))
-            versions = (name, found["torch"], found["triton"], found["numba"])
-            table.append((*versions, height, width, options.photographs, loop, *figures))
+            table.append((*where, height, width, photographs_, loop, *rows.seconds(taken)))
     rows.write_table(path, _COLUMNS, table)
-
-
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 1 a loss that is not the others', 2 refused, 130 interrupted."""
-    try:
-        _run(_parser().parse_args(given))
-    except KeyboardInterrupt:
-        print("perf.splatting: interrupted", file=sys.stderr)
-        return 130
-    except WrongResultError as error:
-        print(f"perf.splatting: {error}", file=sys.stderr)
-        return 1
-    except (RefusalError, OSError) as error:
-        print(f"perf.splatting: {error}", file=sys.stderr)
-        return 2
     return 0
 
+
+main = arguments.command(splatting)
 
 if __name__ == "__main__":
     sys.exit(main())

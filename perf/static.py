@@ -1,12 +1,7 @@
-"""What the compiler says of every kernel, for GPUs that need not be there: ``python -m perf.static [--target sm_90 ...] [--json]``.
-
-The launchers run on meta tensors and list what they would launch; each of these is compiled, in each of its configurations. Figures are
-predictions, never measurements. Rows go to standard output, progress to standard error.
-"""
+"""What the compiler says of every kernel, for GPUs that need not be there: ``python -m perf.static``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -17,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import triton
@@ -26,7 +21,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from bilagrid.gpu import _launch
 from bilagrid.gpu._configs import label
-from perf import disassembly
+from perf import arguments, disassembly
 from perf.uses import TILE_USES, USES, Use
 
 
@@ -300,20 +295,31 @@ def survey(todo: Sequence[Job]) -> Iterator[Row]:
         yield from pool.map(measure, todo)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m perf.static", description=__doc__)
-    parser.add_argument(
-        "--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures to compile for (all of them)"
-    )
-    parser.add_argument("--chosen", action="store_true", help="only the configurations that kernels are launched in")
-    parser.add_argument("--tiles", action="store_true", help="also grids of 4 to 64 planes and 1 to 32 channels")
-    parser.add_argument("--json", action="store_true", help="a JSON list of objects in place of a table")
-    chosen = parser.parse_args(arguments)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set, and an interpreted kernel cannot be compiled")
+_Targets = Annotated[Sequence[str], {"nargs": "+", "choices": TARGETS, "metavar": "TARGET"}]
+
+
+def static(
+    *, target: _Targets = tuple(TARGETS), chosen: bool = False, tiles: bool = False, json_: bool = False
+) -> None:
+    """What the compiler says of every kernel, for GPUs that need not be there.
+
+    The launchers run on meta tensors and list what they would launch; each of these is compiled, in each of its configurations. Figures are
+    predictions, never measurements. Rows go to standard output, progress to standard error.
+
+    examples:
+      python -m perf.static --target sm_90 --chosen
+      python -m perf.static --target sm_90 gfx942 --json > rows.json
+
+    Args:
+        target: architectures to compile for: %(choices)s (default: all)
+        chosen: only the configurations that kernels are launched in
+        tiles: also grids of 4 to 64 planes and 1 to 32 channels
+        json_: a JSON list of objects in place of a table
+    """
+    arguments.check_compiled("an interpreted kernel cannot be compiled")
     fields = [field.name for field in dataclasses.fields(Row)]
-    todo = jobs(chosen.target, chosen_only=chosen.chosen, tiles=chosen.tiles)
-    if not chosen.json:
+    todo = jobs(target, chosen_only=chosen, tiles=tiles)
+    if not json_:
         print("\t".join(fields))
     rows = []
     for row in survey(todo):
@@ -325,11 +331,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        if not chosen.json:
+        if not json_:
             print("\t".join(str(rows[-1][name]) for name in fields), flush=True)
-    if chosen.json:
+    if json_:
         print(json.dumps(rows, indent=1))
 
 
+main = arguments.command(static)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,35 +1,25 @@
-"""The table of configurations that ships with the package: ``python -m perf.tune`` on a GPU, ``python -m perf.tune --predict sm_90 ...`` without one.
-
-On a GPU every configuration of every kernel is timed, for each use, in images of several sizes. Without one, configurations are ranked by what the
-compiler says of them, for launches large enough to fill a GPU; for small ones that says nothing, and the safe configuration stays.
-
-The rule, for each kernel, dtype and size class: a configuration costs what it takes relative to the safe one (time, or predicted instructions), on average
-over uses; the first listed within 3 % of the cheapest is chosen. Predicted ones that spill, want more shared memory than there is, or so many registers that
-a multiprocessor would hold fewer than 16 warps, are not.
-
-The choices of the architectures at hand replace theirs in the table; the rows that justify them go to a CSV file beside.
-"""
+"""The table of configurations that ships with the package: ``python -m perf.tune``."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
-import os
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import triton
 
+from bilagrid.commands import Refusal
 from bilagrid.gpu import _configs, _regime, _table
 from bilagrid.gpu._launch import Launch
-from perf import static
+from perf import arguments, static
+from perf.arguments import Out
 from perf.uses import USES, Use
 
 _ROOT = Path(__file__).parents[1]
@@ -193,29 +183,43 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m perf.tune", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--predict", nargs="+", choices=static.TARGETS, metavar="ARCH", help="rank for architectures that are not here"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the rows (perf/results/static, or by the GPU's name)")
-    parser.add_argument("--table", type=Path, default=Path(_table.__file__), help="the table to rewrite")
-    given = parser.parse_args(arguments)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set, and an interpreted kernel cannot be compiled")
-    if given.predict is None and not torch.cuda.is_available():
-        parser.error("there is no GPU here: --predict ARCH ranks configurations without one")
-    source = (row for name in given.predict for row in predict(name)) if given.predict else measure()
+_Architectures = Annotated[list[str] | None, {"nargs": "+", "choices": static.TARGETS, "metavar": "ARCH"}]
+_Table = Annotated[Path, {"type": Path}]
+
+
+def tune(*, predict_: _Architectures = None, out: Out = None, table: _Table = Path(_table.__file__)) -> None:
+    """Makes the table of configurations that ships with the package.
+
+    On a GPU every configuration of every kernel is timed, for each use, in images of several sizes. Without one, configurations are ranked by what the
+    compiler says of them, for launches large enough to fill a GPU; for small ones that says nothing, and the safe configuration stays.
+
+    The rule, for each kernel, dtype and size class: a configuration costs what it takes relative to the safe one (time, or predicted instructions), on average
+    over uses; the first listed within 3 % of the cheapest is chosen. Predicted ones that spill, want more shared memory than there is, or so many registers that
+    a multiprocessor would hold fewer than 16 warps, are not.
+
+    The choices of the architectures at hand replace theirs in the table; the rows that justify them go to a CSV file beside.
+
+    examples:
+      python -m perf.tune
+      python -m perf.tune --predict sm_90 gfx942
+
+    Args:
+        predict_: rank for architectures that are not here: %(choices)s
+        out: folder for the rows (perf/results/static, or by the GPU's name)
+        table: the table to rewrite
+    """
+    arguments.check_compiled("an interpreted kernel cannot be compiled")
+    if predict_ is None and not torch.cuda.is_available():
+        raise Refusal("there is no GPU here: --predict ARCH ranks configurations without one")
     rows = []
-    for row in source:
+    for row in (row for name in predict_ for row in predict(name)) if predict_ else measure():
         rows.append(row)
         if sys.stderr.isatty():
             print(f"\r{len(rows)} configurations", end="", file=sys.stderr, flush=True)
     rows = choose(rows)
-    name = "static" if given.predict else rows[0].device.lower().replace(" ", "-")
-    folder = given.out or _ROOT / "perf" / "results" / name
-    write_rows(rows, folder / "configurations.csv")
-    write_table(rows, given.table)
+    name = "static" if predict_ else rows[0].device.lower().replace(" ", "-")
+    write_rows(rows, (out or _ROOT / "perf" / "results" / name) / "configurations.csv")
+    write_table(rows, table)
     for row in rows:
         if row.chosen:
             print(
@@ -223,5 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
 
+main = arguments.command(tune)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,26 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bilagrid
+from bilagrid.commands import Refusal
 from perf import arguments, rows
-from perf.arguments import Parser, RefusalError
-
-_DESCRIPTION = """\
-Runs local operators on photographs that come with scikit-image shrunk to an eighth, brings the results up to full size,
-and compares them with the operators run there: PSNR in dB, values clamped to 0..1. A pair of your own (--pair) is small and
-large at once: both of its images are shrunk, and what is brought up is compared with the pair itself.
-
-methods:
-  affine    one affine colour map for the whole image, by least squares
-  jbu       joint bilateral upsampling, the best of sigmas 0.5 and 1 pixels, 0.05 and 0.1 of brightness, picked by the truth
-  fast      bilagrid.guided_upsample(method="fast")
-  global    bilagrid.guided_upsample(method="global")
-"""
-
-_EXAMPLES = """\
-examples:
-  python -m perf.upsampling
-  python -m perf.upsampling --only coffee --pair low_res_in.png low_res_out.png --out results
-"""
+from perf.arguments import Out, Threads
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 _FACTOR = 8
@@ -136,13 +119,10 @@ def pair(source: Path, edited: Path) -> Iterator[Case]:
     """The pair of two files, shrunk by each factor."""
     from bilagrid import images
 
-    try:
-        pictures = [images.read(path) for path in (source, edited)]
-    except images.ImageError as error:
-        raise RefusalError(str(error)) from None
+    pictures = [images.read(path) for path in (source, edited)]
     if pictures[0].size != pictures[1].size:
         sizes = ["{1}x{0}".format(*picture.size) for picture in pictures]
-        raise RefusalError(f"{edited}: is {sizes[1]}, must be as large as {source}, {sizes[0]}")
+        raise Refusal(f"{edited}: is {sizes[1]}, must be as large as {source}, {sizes[0]}")
     high, truth = (torch.from_numpy(picture.pixels).movedim(-1, 0)[None].contiguous() for picture in pictures)
     for factor in _PAIR_FACTORS:
         yield Case(source.stem, edited.stem, factor, shrink(high, factor), shrink(truth, factor), high, truth)
@@ -184,28 +164,48 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m perf.upsampling", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("--only", nargs="+", choices=_PHOTOGRAPHS, metavar="IMAGE", help=f"of {', '.join(_PHOTOGRAPHS)} (default: all)")  # fmt: skip
-    parser.add_argument("--pair", nargs=2, type=Path, action="append", default=[], metavar=("LOW_IN", "LOW_OUT"), help=f"two files beside them: an image and an edit of it, shrunk by {', '.join(map(str, _PAIR_FACTORS))}")  # fmt: skip
-    parser.add_argument("--threads", type=arguments.count("threads"), help="on the CPU (default: torch's choice)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/upsampling.csv")
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR/upsampling.csv")
-    return parser
+_Only = Annotated[Sequence[str], {"nargs": "+", "choices": _PHOTOGRAPHS, "metavar": "IMAGE"}]
+_Pairs = Annotated[
+    list[list[Path]] | None, {"nargs": 2, "type": Path, "action": "append", "metavar": ("LOW_IN", "LOW_OUT")}
+]
 
 
-def _upsampling(options: argparse.Namespace) -> int:
-    arguments.device("cpu")
+def upsampling(
+    *,
+    only: _Only = _PHOTOGRAPHS,
+    pair_: _Pairs = None,
+    threads: Threads = None,
+    out: Out = None,
+    overwrite: bool = False,
+) -> None:
+    """Runs local operators on photographs that come with scikit-image shrunk to an eighth, brings the results up to full size,
+    and compares them with the operators run there: PSNR in dB, values clamped to 0..1. A pair of your own (--pair) is small and
+    large at once: both of its images are shrunk, and what is brought up is compared with the pair itself.
+
+    methods:
+      affine    one affine colour map for the whole image, by least squares
+      jbu       joint bilateral upsampling, the best of sigmas 0.5 and 1 pixels, 0.05 and 0.1 of brightness, picked by the truth
+      fast      bilagrid.guided_upsample(method="fast")
+      global    bilagrid.guided_upsample(method="global")
+
+    examples:
+      python -m perf.upsampling
+      python -m perf.upsampling --only coffee --pair low_res_in.png low_res_out.png --out results
+
+    Args:
+        only: of %(choices)s (default: all)
+        pair_: two files beside them: an image and an edit of it, shrunk by 2, 4, 8
+        out: write DIR/upsampling.csv
+        overwrite: replace DIR/upsampling.csv
+    """
+    arguments.device("cpu", threads)
     if find_spec("skimage") is None:
-        raise RefusalError('the photographs come with scikit-image: pip install -c constraints.txt -e ".[images]"')
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    path = arguments.new_file(options, "upsampling.csv")
-    names = options.only or _PHOTOGRAPHS
-    pairs = [case for files in options.pair for case in pair(*files)]
+        raise Refusal('the photographs come with scikit-image: pip install -c constraints.txt -e ".[images]"')
+    path = arguments.new_file(out, "upsampling.csv", overwrite)
+    pairs = [case for files in pair_ or [] for case in pair(*files)]
     measured = []
-    with tqdm(total=len(names) * len(OPERATORS) + len(pairs), unit="row", disable=None) as progress:
-        for cases in (photographs(names), pairs):
+    with tqdm(total=len(only) * len(OPERATORS) + len(pairs), unit="row", disable=None) as progress:
+        for cases in (photographs(only), pairs):
             for case in cases:
                 progress.set_postfix_str(f"{case.image}, {case.operator}")
                 measured.append(measure(case))
@@ -215,20 +215,9 @@ def _upsampling(options: argparse.Namespace) -> int:
     print(f"fast and global are both nearer than affine and JBU in {won} of {len(measured)} rows")
     cells = ([f"{v:.3f}" if isinstance(v, float) else v for v in asdict(row).values()] for row in measured)
     rows.write_table(path, [name.rstrip("_") for name in asdict(measured[0])], cells)
-    return 0
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 2 refused, 130 interrupted."""
-    try:
-        return _upsampling(_parser().parse_args(given))
-    except KeyboardInterrupt:
-        print("perf.upsampling: interrupted", file=sys.stderr)
-        return 130
-    except (RefusalError, OSError) as error:
-        print(f"perf.upsampling: {error}", file=sys.stderr)
-        return 2
-
+main = arguments.command(upsampling)
 
 if __name__ == "__main__":
     sys.exit(main())
