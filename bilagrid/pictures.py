@@ -14,12 +14,14 @@ from bilagrid import commands, images
 from bilagrid.commands import Refusal
 
 
-def tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+def tensor(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """``(H, W, C)`` as ``(1, C, H, W)``."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(device)
 
 
 def array(values: Tensor) -> np.ndarray:
-    return values[0].permute(1, 2, 0).numpy()
+    """``(1, C, H, W)`` as ``(H, W, C)``."""
+    return values[0].permute(1, 2, 0).cpu().numpy()
 
 
 def luma(picture: images.Picture) -> Tensor:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
+from bilagrid.pictures import array
 from nets import metrics
 from nets.deghost.bilateral import BilateralDeghost
 from nets.deghost.classical import debevec, mertens
@@ -23,7 +24,7 @@ from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
 from nets.deghost.shipped import load
 from nets.hdrnet.enhance import device_of
-from nets.hdrnet.evaluate import Row, as_csv
+from nets.tables import Row, as_csv, render, with_means
 
 # Encoded values that count as well exposed.
 _WELL = (0.1, 0.9)
@@ -114,7 +115,7 @@ def merge(net: DeghostNet | BilateralDeghost, bracket: Bracket, *, detail: bool)
     device = next(net.parameters()).device
     ldr, ev, _ = tensors(bracket)
     with torch.inference_mode():
-        radiance = net(ldr[None].to(device), ev[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
+        radiance = array(net(ldr[None].to(device), ev[None].to(device)))
     return detailed(radiance, bracket.pixels(), bracket.ev, 1, bracket.valid) if detail else radiance
 
 
@@ -153,8 +154,7 @@ def measure(source: Source, makers: dict[str, Maker]) -> list[Row]:
         row: Row = {"scene": source.names[k]}
         row |= {f"{figure} {name}": value for name, make in makers.items() for figure, value in figures(make(bracket), bracket.truth).items()}  # fmt: skip
         rows.append(row)
-    columns = [name for name in rows[0] if name != "scene"]
-    return [*rows, {"scene": "mean"} | {name: float(np.mean([row[name] for row in rows])) for name in columns}]  # type: ignore[arg-type]
+    return with_means(rows)
 
 
 def figures(result: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -165,17 +165,6 @@ def figures(result: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "PSNR-L": metrics.psnr(result, truth),
         "SSIM-μ": metrics.ssim(seen, expected),
     }
-
-
-def render(rows: Sequence[Row]) -> str:
-    """The table, to read."""
-    columns = [name for name in rows[0] if name != "scene"]
-    width = max(len(str(row["scene"])) for row in rows)
-    lines = [" " * width + "".join(f"  {name:>14}" for name in columns)]
-    for row in rows:
-        values = (f"{row[name]:14.4f}" if name.startswith("SSIM") else f"{row[name]:14.2f}" for name in columns)
-        lines.append(f"{row['scene']:<{width}}" + "".join(f"  {value}" for value in values))
-    return "\n".join(lines)
 
 
 def _sheet(source: Source, model: Maker) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from bilagrid import images
 from bilagrid.commands import Refusal, pictures_in
+from bilagrid.pictures import tensor
 from nets.deghost.data import Bracket, Item, tensors
 from nets.deghost.radiance import GAMMA
 
@@ -69,7 +70,7 @@ class Photographs:
         extent = min(int(side * 2 ** rng.uniform(-1, 1)), height, width)
         top, left = (int(rng.integers(whole - extent + 1)) for whole in (height, width))
         tile = images.scaled(values[top : top + extent, left : left + extent]) ** np.float32(GAMMA)
-        linear = torch.from_numpy(tile).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
+        linear = tensor(tile).expand(-1, 3, -1, -1)
         return F.interpolate(linear, size=(side, side), mode="bilinear", antialias=True)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
+from bilagrid.pictures import array, tensor
 from nets.deghost import align as alignment
 from nets.deghost import bracket as brackets
 from nets.deghost import classical
@@ -189,7 +190,7 @@ def by_network(
             first, start = max(top - _HALO, 0), max(left - _HALO, 0)
             tile = ldr[:, first : bottom + _HALO, start : right + _HALO]
             seen = torch.from_numpy(np.ascontiguousarray(tile)).permute(0, 3, 1, 2)[None].to(device)
-            merged = net(seen, exposures)[0].permute(1, 2, 0).cpu().numpy()
+            merged = array(net(seen, exposures))
             result[top:bottom, left:right] = merged[top - first : bottom - first, left - start : right - start]
             done()
     return result
@@ -268,8 +269,7 @@ def _compare(
 def _toned(radiance: np.ndarray, tone: str) -> np.ndarray:
     if tone == "mu":
         return compressed(radiance)
-    image = torch.from_numpy(radiance).permute(2, 0, 1)[None]
-    return bilagrid.tonemap(image, contrast=_CONTRAST)[0].permute(1, 2, 0).numpy()
+    return array(bilagrid.tonemap(tensor(radiance), contrast=_CONTRAST))
 
 
 def _bits(path: Path) -> int:

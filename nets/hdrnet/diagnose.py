@@ -12,11 +12,12 @@ import tyro
 
 from bilagrid import images
 from bilagrid.commands import Refusal, count
+from bilagrid.pictures import array, tensor
 from nets.hdrnet.data import Source
 from nets.hdrnet.enhance import device_of
-from nets.hdrnet.evaluate import fitted, global_affine, measure, render
+from nets.hdrnet.evaluate import fitted, global_affine, measure
 from nets.hdrnet.train import Look, OperatorName, source_of
-from nets.pictures import pixels_of, tensor_of
+from nets.tables import render
 
 # The longer side that larger pictures are shrunk to: what a grid of so many cells misses depends on the pixels in a cell.
 _SIDE = 640
@@ -69,7 +70,7 @@ def diagnose(
 
     def oracle(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return pixels_of(fitted(tensor_of(before, where), tensor_of(after, where), None, shape))
+            return array(fitted(tensor(before, where), tensor(after, where), None, shape))
 
     rows, _ = measure(source, {"identity": lambda before, after: before, "affine": global_affine, "oracle": oracle})
     print(render(rows))
@@ -97,7 +98,7 @@ def _shrunk(values: np.ndarray) -> np.ndarray:
     if factor >= 1:
         return pixels
     size = max(round(height * factor), 1), max(round(width * factor), 1)
-    return pixels_of(F.interpolate(tensor_of(pixels), size=size, mode="area"))
+    return array(F.interpolate(tensor(pixels), size=size, mode="area"))
 
 
 def verdict(oracle: float, affine: float, invented: int) -> list[str]:

@@ -13,9 +13,9 @@ import tyro
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
+from bilagrid.pictures import array, tensor
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
-from nets.pictures import pixels_of, tensor_of
 
 # Pixels that are computed at once: enough to keep the processor busy, and little beside a photograph.
 _STRIP = 2**20
@@ -108,9 +108,9 @@ def apply(net: HDRNet, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         rows = max(_STRIP // width // 4, 4) * 4
         for top in range(0, height, rows):
             bottom, first = min(top + rows, height), max(top - halo, 0)
-            tile = tensor_of(images.scaled(source[first : bottom + halo]), device)
+            tile = tensor(images.scaled(source[first : bottom + halo]), device)
             out = net.render(tile, grid, lattice=lattice.crop(first, 0))
-            pixels = pixels_of(out[:, :, top - first : bottom - first])
+            pixels = array(out[:, :, top - first : bottom - first])
             result[top:bottom] = images.quantised(pixels if channels == 3 else (pixels @ _LUMA)[..., None], dtype)
     return result
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -16,12 +14,13 @@ from tqdm import tqdm
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
+from bilagrid.pictures import array, tensor
 from nets import metrics
 from nets.hdrnet.enhance import apply, check_channels, device_of
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.hdrnet.train import Look, OperatorName, source_of
-from nets.pictures import pixels_of, tensor_of
+from nets.tables import Row, as_csv, render, with_means
 
 # The columns of the table: from a picture before and after, what each makes of it.
 Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -84,9 +83,6 @@ def evaluate(
         print(f"wrote {sheet}")
 
 
-Row = dict[str, str | float]
-
-
 class Measured(Protocol):
     """Pairs by number, as `data.Source` has them."""
 
@@ -114,29 +110,7 @@ def measure(
         if show is not None:
             figure = f"{show}, {row[f'psnr {show}']:.1f} dB"
             shown.append([(f"{source.names[k]}, before", before), (figure, made[show]), ("truth", after)])
-    columns = [name for name in rows[0] if name != "picture"]
-    rows.append({"picture": "mean"} | {name: float(np.mean([row[name] for row in rows])) for name in columns})  # type: ignore[arg-type]
-    return rows, shown
-
-
-def render(rows: Sequence[Row]) -> str:
-    """The table, to read: PSNR in dB, then SSIM."""
-    columns = [name for name in rows[0] if name != "picture"]
-    width = max(len(str(row["picture"])) for row in rows)
-    lines = [" " * width + "".join(f"  {name:>13}" for name in columns)]
-    for row in rows:
-        figures = (f"{row[name]:13.4f}" if name.startswith("ssim") else f"{row[name]:13.2f}" for name in columns)
-        lines.append(f"{row['picture']:<{width}}" + "".join(f"  {figure}" for figure in figures))
-    return "\n".join(lines)
-
-
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """The table as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.5f}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)  # fmt: skip
-    return text.getvalue().encode()
+    return with_means(rows), shown
 
 
 def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -150,9 +124,9 @@ def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def oracle(net: HDRNet, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The grid of the network's shape that fits the pair best at the network's own guide, sliced and applied."""
     device = next(net.parameters()).device
-    image, target = tensor_of(before, device), tensor_of(after, device)
+    image, target = tensor(before, device), tensor(after, device)
     with torch.inference_mode():
-        return pixels_of(fitted(image, target, net.guide_of(0)(image), net.config))
+        return array(fitted(image, target, net.guide_of(0)(image), net.config))
 
 
 def fitted(

@@ -9,7 +9,7 @@ import skimage.exposure
 import torch
 
 import bilagrid
-from nets.pictures import pixels_of, tensor_of
+from bilagrid.pictures import array, tensor
 
 # (H, W, 3) in [0, 1] to the same.
 Operator = Callable[[np.ndarray], np.ndarray]
@@ -50,11 +50,11 @@ OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": cont
 
 def look(before: np.ndarray, after: np.ndarray) -> Operator:
     """What one pair of pictures does to colours, wherever they lie: an affine map for each of eight brightnesses, fitted to the pair."""
-    image, target = tensor_of(before), tensor_of(after)
+    image, target = tensor(before), tensor(after)
     grid = bilagrid.fit(image, target, size=(8, 1, 1), method="global")
 
     def apply(pixels: np.ndarray) -> np.ndarray:
-        return pixels_of(bilagrid.slice_apply(grid, None, tensor_of(pixels)).clamp(0, 1))
+        return array(bilagrid.slice_apply(grid, None, tensor(pixels)).clamp(0, 1))
 
     return apply
 
