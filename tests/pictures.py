@@ -1,10 +1,4 @@
-"""Picture files for the tests of command lines, written and read without the code under test, and processes that run one."""
-
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+"""Picture files for the tests of command lines, written and read without the code under test."""
 
 import numpy as np
 import pytest
@@ -47,15 +41,3 @@ def load(path):
     file = oiio.ImageInput.open(str(path), config)
     assert file, oiio.geterror()
     return np.asarray(file.read_image(oiio.UNKNOWN)).reshape(file.spec().height, file.spec().width, -1), file.spec()
-
-
-def launch(folder, *command):
-    """The command line in a process of its own."""
-    # Other tests set the interpreter, in which a photograph takes minutes.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    # A background job of a shell ignores Ctrl-C, and so would all that it starts.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment, **pipes)

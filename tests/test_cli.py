@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import launch, load, oiio, photograph, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import load, oiio, photograph, save  # isort: skip -- it skips where packages are missing
 
 from bilagrid import images
 from bilagrid.__main__ import main
+from tests.processes import launch
 
 KINDS = [("png", "uint8"), ("png", "uint16"), ("tif", "uint8"), ("tif", "uint16"), ("tif", "float"), ("jpg", "uint8")]
 

@@ -6,17 +6,14 @@ An interpreted kernel cannot be compiled in the same process, so the compiler ru
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import ROOT, python
+
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 
 # One architecture for each answer of the precision table and for each compiler behind it; the others follow in the slow test.
@@ -24,11 +21,7 @@ QUICK = ("sm_75", "gfx1100")
 
 
 def compile_for(target: str, *options: str) -> list[dict[str, Any]]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "perf.static", "--json", "--target", target, *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return json.loads(python("-m", "perf.static", "--json", "--target", target, *options))
 
 
 def assert_fits(rows: list[dict[str, Any]]) -> None:

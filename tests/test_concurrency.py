@@ -1,21 +1,21 @@
-"""Several threads at once, one thread, and a forked data-loader worker."""
+"""Several threads at once, one thread, a forked data-loader worker, and processes that compile at once."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import bilagrid
-
-ROOT = Path(__file__).parents[1]
+from bilagrid.cpu._run import Kernel
+from tests.processes import python
 
 
 @pytest.fixture
@@ -91,13 +91,20 @@ loader = DataLoader(Images(), batch_size=None, num_workers=2, multiprocessing_co
 torch.testing.assert_close(torch.stack(list(loader)), expected, rtol=0, atol=0)
 print("same bits")
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.strip() == "same bits", done.stderr
+    assert python("-W", "ignore", "-c", program).strip() == "same bits"
+
+
+def _double(start: int, stop: int, values: np.ndarray) -> None:
+    for k in range(start, stop):
+        values[k] *= 2
+
+
+def test_builds_for_two_types_share_no_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shared index, two processes that compile at once can leave an entry that leads to the other's build."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    kernel = Kernel(_double)
+    for count, dtype in enumerate((np.float32, np.float64), 1):
+        values = np.ones(3, dtype)
+        kernel(3, 3, values)
+        assert values.tolist() == [2, 2, 2]
+        assert len([*tmp_path.rglob("*.nbi")]) == len([*tmp_path.rglob("*.nbc")]) == count

@@ -4,14 +4,13 @@ import csv
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.pictures import data, launch, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import data, save  # isort: skip -- it skips where packages are missing
 
 pytest.importorskip("ignite")
 pytest.importorskip("cv2")
@@ -25,6 +24,7 @@ from nets.deghost.evaluate import figures, fused, merge  # noqa: E402
 from nets.deghost.generator import Generated, Photographs  # noqa: E402
 from nets.deghost.radiance import compressed  # noqa: E402
 from nets.weights import save_network  # noqa: E402
+from tests.processes import end, launch, wait_until  # noqa: E402
 
 # A network and patches so small that a step takes milliseconds.
 SMALL = ("--width", 2, "--crop", 32, "--batch", 2, "--workers", 0, "--lr", 1e-3)
@@ -244,11 +244,9 @@ def test_interrupted_run_goes_on(tmp_path, photos):
     out = tmp_path / "run"
     options = ("train", photos, out, "--generate", *SMALL, "--log-every", 1)
     with launch(tmp_path, "-m", "nets.deghost", *options, "--steps", 100000, "--save-every", 1) as process:
-        deadline = time.monotonic() + 60
-        while not (out / "state.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until((out / "state.safetensors").exists, process)
         process.send_signal(signal.SIGINT)
-        text, message = process.communicate(timeout=60)
+        text, message = end(process)
     assert process.returncode == 130, message
     assert "--resume goes on from there" in text
     step = int(text.split("at step ")[1].split(";")[0])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +18,8 @@ from bilagrid.compat import hdrnet
 from tests.conftest import HAS_CUDA
 from tests.distributed_worker import Enhance, train
 from tests.helpers import assert_near
+from tests.processes import attempt, python
 
-ROOT = Path(__file__).parents[1]
 H, W, LOW_H, LOW_W = (torch.export.Dim(name, min=8, max=4096) for name in ("H", "W", "h", "w"))
 BATCH, DEPTH, ROWS, COLUMNS = (torch.export.Dim(name, min=1, max=256) for name in ("N", "D", "Gh", "Gw"))
 IMAGE, GUIDE, LOW, LOW_GUIDE = {2: H, 3: W}, {1: H, 2: W}, {2: LOW_H, 3: LOW_W}, {1: LOW_H, 2: LOW_W}
@@ -115,14 +112,9 @@ def test_a_file_is_read_where_the_package_is_imported(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(module, draw(30, 37), dynamic_shapes=sizes), tmp_path / "slice.pt2")
     program = "import torch{}; print(tuple(torch.export.load({!r}).module()(torch.rand(1, 12, 4, 3, 5), torch.rand(1, 9, 11)).shape))"
     for more, found in ((", bilagrid", "(1, 12, 9, 11)"), ("", "")):
-        command = [sys.executable, "-c", program.format(more, str(tmp_path / "slice.pt2"))]
-        done = subprocess.run(command, cwd=ROOT, env=_compiled(), capture_output=True, text=True, check=False)
+        done = attempt("-c", program.format(more, str(tmp_path / "slice.pt2")))
         assert done.stdout.strip() == found
         assert found or "bilagrid" in done.stderr
-
-
-def _compiled() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 @pytest.mark.slow
@@ -306,10 +298,7 @@ def test_checkpointing_and_inference() -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [sys.executable, *torchrun, "tests.distributed_worker", str(tmp_path / "state.pt")]
-    environment = _compiled() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    python(*torchrun, "tests.distributed_worker", tmp_path / "state.pt", OMP_NUM_THREADS="1")
     found, wanted = torch.load(tmp_path / "state.pt", weights_only=True), train()
     assert found.keys() == wanted.keys()
     for name in wanted:

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import launch  # isort: skip -- it skips where packages are missing
-
-from perf import gallery
-
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("OpenImageIO")
+pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-ROOT = Path(__file__).parents[1]
+from perf import gallery
+from tests.processes import ROOT, end, launch
+
+Image = pytest.importorskip("PIL.Image")
 
 
 def shown() -> set[str]:
@@ -83,6 +83,6 @@ def test_refusals(tmp_path: Path, capsys) -> None:
 
 def test_by_its_name(tmp_path: Path) -> None:
     process = launch(tmp_path, "-m", "perf.gallery", "--only", "filter", "--out", tmp_path)
-    out, err = process.communicate(timeout=300)
+    out, err = end(process)
     assert process.returncode == 0, err
     assert "before_after.jpg" in out

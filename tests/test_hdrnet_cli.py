@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
-import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from tests.pictures import data, launch, load, photograph, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import data, load, photograph, save  # isort: skip -- it skips where packages are missing
 
 pytest.importorskip("safetensors")
 pytest.importorskip("ignite")
@@ -25,6 +24,7 @@ from nets.hdrnet.__main__ import main  # noqa: E402
 from nets.hdrnet.data import Photographs  # noqa: E402
 from nets.hdrnet.operators import OPERATORS  # noqa: E402
 from nets.weights import save_network  # noqa: E402
+from tests.processes import end, launch, wait_until  # noqa: E402
 
 # A network and crops so small that a step takes milliseconds.
 SMALL = ("--input-size", 32, "--spatial-bins", 4, "--luma-bins", 4, "--crop", 32, "--workers", 0, "--lr", 1e-3)
@@ -124,11 +124,9 @@ def test_interrupted_run_goes_on(tmp_path, pairs):
     out = tmp_path / "run"
     options = ("train", pairs, out, *SMALL, "--log-every", 1)
     with launch(tmp_path, "-m", "nets.hdrnet", *options, "--steps", 100000, "--save-every", 1) as process:
-        deadline = time.monotonic() + 60
-        while not (out / "state.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until((out / "state.safetensors").exists, process)
         process.send_signal(signal.SIGINT)
-        text, message = process.communicate(timeout=60)
+        text, message = end(process)
     assert process.returncode == 130, message
     assert "--resume goes on from there" in text
     step = int(text.split("at step ")[1].split(";")[0])
@@ -140,7 +138,7 @@ def test_two_processes_learn_what_one_does(tmp_path, pairs):
     assert run("train", pairs, tmp_path / "one", *options) == 0
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     with launch(tmp_path, *torchrun, "-m", "nets.hdrnet", "train", pairs, tmp_path / "two", *options) as process:
-        message = process.communicate(timeout=120)[1]
+        message = end(process)[1]
     assert process.returncode == 0, message
     one, two = (safetensors.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
@@ -206,7 +204,7 @@ def test_large_picture_in_bounded_memory(tmp_path, model):
         "apply(net, values, values.dtype); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     with launch(tmp_path, "-c", code) as process:
-        out, message = process.communicate(timeout=120)
+        out, message = end(process)
     assert process.returncode == 0, message
     assert int(out) * 1024 < 6 * 150e6
 

@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-
-
-def python(program: str, **variables: str) -> str:
-    """What a fresh interpreter prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
+from tests.processes import python
 
 # None in sys.modules makes an import of that name fail as if it were not installed.
 WITHOUT = "import sys; sys.modules.update(numba=None, triton=None)\n"
@@ -32,11 +16,11 @@ except ImportError as error:
 
 
 def test_without_numba_the_error_names_the_remedy() -> None:
-    assert "CPU tensors need Numba: pip install numba" in python(WITHOUT + CALL)
+    assert "CPU tensors need Numba: pip install numba" in python("-c", WITHOUT + CALL)
 
 
 def test_without_triton_the_error_names_the_remedy() -> None:
-    assert "need Triton: pip install triton" in python(WITHOUT + CALL, TRITON_INTERPRET="1")
+    assert "need Triton: pip install triton" in python("-c", WITHOUT + CALL, TRITON_INTERPRET="1")
 
 
 def test_importing_loads_no_backend_and_touches_no_device() -> None:
@@ -44,8 +28,8 @@ def test_importing_loads_no_backend_and_touches_no_device() -> None:
 import sys, torch, bilagrid
 print(torch.cuda.is_initialized(), sorted({"numba", "triton.language", "bilagrid.cpu", "bilagrid.gpu"} & set(sys.modules)))
 """
-    before = python("import sys, torch; print(sorted({'triton.language'} & set(sys.modules)))").strip()
-    assert python(program).strip() == f"False {before}"
+    before = python("-c", "import sys, torch; print(sorted({'triton.language'} & set(sys.modules)))").strip()
+    assert python("-c", program).strip() == f"False {before}"
 
 
 def test_public_names_exist_and_are_documented() -> None:
@@ -55,4 +39,4 @@ for name in bilagrid.__all__:
     assert getattr(bilagrid, name).__doc__, name
 print(len(bilagrid.__all__))
 """
-    assert int(python(program)) >= 8
+    assert int(python("-c", program)) >= 8

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
 from tests.plans import CHECKS
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import python
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.plans"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return json.loads(python("-m", "tests.plans"))
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +12,7 @@ from torch import Tensor
 
 import bilagrid
 from bilagrid.ops import _backend
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import python
 
 GRID, GUIDE, IMAGE = (2, 12, 4, 3, 3), (2, 9, 30), (2, 3, 9, 30)
 
@@ -98,10 +94,7 @@ def compiled(device):
 
 print(compiled("meta"), compiled("cpu"))
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip() == "(1, 1) (1, 1)"
+    assert python("-c", program).strip() == "(1, 1) (1, 1)"
 
 
 def test_what_cannot_be_warmed_is_refused() -> None:

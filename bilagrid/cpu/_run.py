@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +48,7 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
-        # Numba would look for changes in the function's own file alone, and miss those of the helpers compiled into it.
-        function.__qualname__ += f"-{_sources()}"
+        assert isinstance(function, types.FunctionType)
         self._function = function
         self._builds: dict[tuple[Any, ...], Callable[..., None]] = {}
         self._lock = threading.Lock()
@@ -89,12 +89,25 @@ class Kernel:
 
     def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
         signature = numba.void(numba.intp, numba.intp, *map(_type, arguments))
+        function = _renamed(self._function, str(signature))
         try:
-            return numba.njit(signature, cache=True, **_OPTIONS)(self._function)
+            return numba.njit(signature, cache=True, **_OPTIONS)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return numba.njit(signature, **_OPTIONS)(self._function)
+            return numba.njit(signature, **_OPTIONS)(function)
+
+
+def _renamed(function: types.FunctionType, signature: str) -> types.FunctionType:
+    """The function under a name, and so in files of Numba's cache, that no other sources and no other signature share.
+
+    Numba looks for changes in the function's own file alone, and would miss those of the helpers compiled into it. And where signatures share an index, two
+    processes that compile at once can leave an entry there that leads to the other's build.
+    """
+    digest = hashlib.blake2s(f"{_sources()} {signature}".encode(), digest_size=6).hexdigest()
+    named = types.FunctionType(function.__code__, function.__globals__, function.__name__, closure=function.__closure__)
+    named.__module__, named.__qualname__ = function.__module__, f"{function.__qualname__}-{digest}"
+    return named
 
 
 def _type(argument: Any) -> Any:
