@@ -242,6 +242,12 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         return Share("node", given["BLOCK"], given["grid_ptr"].numel(), True)
     if name == "_total_kernel":
         return Share("partial sum", given["BLOCK"], given["partial_ptr"].numel(), True)
+    if name == "_blur_pair_kernel":
+        # A strip begins and ends so many places early and late, but for those beyond the border.
+        reach, places = given["RADIUS_M"], given["nodes_m"]
+        strips = triton.cdiv(places, given["STRIP"])
+        repeats = 1 + reach * (2 * strips - 1) / places
+        return Share("node", given["BLOCK"] / repeats, given["out_ptr"].numel(), True)
     if "out_ptr" in given and "guide_ptr" not in given:
         taps = sum(2 * value + 1 for key, value in given.items() if key.startswith("radius"))
         elements = given["BLOCK"] if "BLOCK" in given else given["ROWS"] * given["COLUMNS"]

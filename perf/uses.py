@@ -98,6 +98,13 @@ def _regularised(dtype: torch.dtype, device: str, height: int) -> None:
     total_variation.total_variation_bwd(grid)
 
 
+def _smooth(dtype: torch.dtype, device: str, height: int, *, sigma: float) -> None:
+    """A contiguous grid and one with its channels innermost, larger than one program blurs."""
+    grid = torch.rand((1, 2, 32, 64, 64), dtype=dtype, device=device)
+    blur.blur(grid, (sigma, sigma, sigma))
+    blur.blur(grid.permute(0, 4, 3, 1, 2).contiguous().permute(0, 3, 4, 2, 1), (sigma, sigma, sigma))
+
+
 def _guide(dtype: torch.dtype, device: str, height: int, *, by_image: bool = True) -> None:
     """HDRNet's guide and its gradients: three curves of 16 knots, the parameters in float32 as beside a half image."""
     _, image = _pixels(dtype, device, 3, height)
@@ -143,6 +150,7 @@ USES = [
     Use("splat and slice, C=12, D=8", torch.float16, _features),
     Use("splat and slice by z, C=12, D=8", torch.float32, _derivatives),
     Use("blur and total variation, C=12, D=8", torch.float32, _regularised),
+    Use("blur by a wide Gaussian, C=2, D=32", torch.float32, partial(_smooth, sigma=4.0)),
     Use("filter, C=2 homogeneous, D=16", torch.float32, _filter),
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
     Use("curves, 3 of 16 knots", torch.float32, _guide),
@@ -169,6 +177,8 @@ TILE_USES = [
     Use("curves, 3 of 16 knots", torch.float16, _guide),
     Use("curves, 3 of 16 knots", torch.float64, _guide),
     Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
+    *(Use(f"blur, {taps} taps to each side", torch.float32, partial(_smooth, sigma=taps / 3)) for taps in (1, 4, 8)),
+    Use("blur, 8 taps to each side", torch.float64, partial(_smooth, sigma=8 / 3)),
     *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
     *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),
 ]

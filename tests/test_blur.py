@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import bilagrid
 from bilagrid.ops._memory import empty_grid_as
-from tests.helpers import Problem, assert_near, device_of, numpy64, problems, strided
+from tests.helpers import STRIDES, Problem, assert_near, device_of, numpy64, problems, strided
 from tests.reference import blur as expected
 
 SIGMAS = st.sampled_from([(0.0, 0.0, 0.0), (0.8, 0.8, 0.8), (1.1, 0.0, 0.6), (0.0, 2.5, 0.1), (3.0, 1.0, 0.0)])
@@ -32,7 +32,7 @@ def test_equals_reference(backend: str, problem: Problem, sigma: tuple[float, fl
         (torch.bfloat16, "interleaved"),
     ],
 )
-def test_one_launch_and_a_launch_an_axis_give_the_same_bits(
+def test_one_launch_and_several_agree(
     triton_backend: str, dtype: torch.dtype, strides: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In rows so long that along y and z a program owns a tile, and in blocks that end within the grid."""
@@ -41,10 +41,39 @@ def test_one_launch_and_a_launch_an_axis_give_the_same_bits(
     sigma = (0.6, 1.1, 0.9)
     whole = blur.blur(grid, sigma)
     monkeypatch.setattr(blur, "_REACH", 0)
+    by_pair = blur.blur(grid, sigma)
+    monkeypatch.setattr(blur, "_NEAR", 0)
     by_axes = blur.blur(grid, sigma)
     torch.testing.assert_close(whole, by_axes, rtol=0, atol=0)
-    assert whole.stride() == by_axes.stride() == empty_grid_as(grid).stride()
-    assert_near(whole, expected.blur(numpy64(grid), sigma))
+    assert whole.stride() == by_pair.stride() == by_axes.stride() == empty_grid_as(grid).stride()
+    for each in (whole, by_pair):
+        assert_near(each, expected.blur(numpy64(grid), sigma))
+
+
+@pytest.mark.parametrize("strides", [*STRIDES, "as a filter's"])
+@pytest.mark.parametrize("sigma", [(0.4, 2.6, 0.9), (2.6, 0.0, 0.3), (0.0, 0.8, 0.8), (0.9, 1.3, 0.0), (0.9, 0.0, 5.0)])
+def test_pairs_of_axes(
+    triton_backend: str, strides: str, sigma: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips that begin and end within the grid, or that the taps reach across."""
+    blur = pytest.importorskip("bilagrid.gpu.blur")
+    monkeypatch.setattr(blur, "_REACH", 0)
+    grid = strided(torch.randn(2, 3, 5, 37, 23, dtype=torch.float64).to(device_of(triton_backend)), strides)
+    if strides == "as a filter's":
+        grid = empty_grid_as(strided(grid, "interleaved")).copy_(grid)
+    assert_near(blur.blur(grid, sigma), expected.blur(numpy64(grid), sigma))
+
+
+def test_a_pair_meets_no_node_beyond_its_reach(triton_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is infinite or NaN reaches as far as the taps do, and no farther."""
+    blur = pytest.importorskip("bilagrid.gpu.blur")
+    monkeypatch.setattr(blur, "_REACH", 0)
+    grid = torch.zeros(1, 1, 40, 9, 12, device=device_of(triton_backend))
+    grid[0, 0, 20, 4, 6] = torch.nan
+    far = blur.blur(grid, (1.0, 0.6, 0.3)).isnan()
+    wanted = torch.zeros_like(far)
+    wanted[0, 0, 17:24, 2:7, 5:8] = True
+    assert torch.equal(far, wanted)
 
 
 def test_one_number_is_meant_for_every_axis(backend: str) -> None:

@@ -107,7 +107,7 @@ def test_the_batch_changes_only_the_number_of_programs(size: tuple[int, int, int
         assert different <= {"WIDE"}
 
 
-@pytest.mark.parametrize(("size", "launches"), [((8, 16, 32), 1), ((8, 16, 33), 3), ((1, 1, 4097), 3)])
+@pytest.mark.parametrize(("size", "launches"), [((8, 16, 32), 1), ((8, 16, 33), 2), ((1, 1, 4097), 3)])
 def test_blur_takes_one_launch_where_a_channel_fits_a_program(size: tuple[int, int, int], launches: int) -> None:
     with _launch.record() as recorded:
         blur.blur(meta(2, 12, *size), (1.0, 1.0, 1.0))
@@ -171,7 +171,8 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
         lambda: slice_points.slice_points_bwd_points(AFFINE[0], POINTS, None, _image(1, 2, 150, 12), 0),
     ),
     "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
-    "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (1.0, 0.5, 1.0))),
+    "blur of a pair": (blur.PAIR_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 70, 3, 70), (1.0, 0.5, 0.0))),
+    "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (0.0, 3.0, 1.0))),
     "total_variation gradient": (
         total_variation.GRADIENT_CONFIGS,
         "fine",
@@ -269,6 +270,7 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
         results.append(slice_points.slice_points_bwd_grid(POINTS, POINTS, index, [2, 1, 1, 2], 0))
         results.append(blur.blur(AFFINE[0], (1.0, 0.0, 1.0)))
         results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
+        results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.0, 3.0, 1.0)))
         return results
 
     narrow = run()
