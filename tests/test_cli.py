@@ -12,6 +12,7 @@ from tests.pictures import load, oiio, photograph, save  # isort: skip -- it ski
 
 from bilagrid import images
 from bilagrid.__main__ import main
+from tests.commands import CommandLine
 from tests.processes import launch
 
 KINDS = [("png", "uint8"), ("png", "uint16"), ("tif", "uint8"), ("tif", "uint16"), ("tif", "float"), ("jpg", "uint8")]
@@ -25,18 +26,8 @@ def album(tmp_path, *names):
     return folder
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("bilagrid: "), message
-    assert message.count("\n") == 1, message
-    return message
+run = CommandLine(main)
+refused = run.refused
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -24,23 +24,15 @@ from nets.deghost.evaluate import figures, fused, merge  # noqa: E402
 from nets.deghost.generator import Generated, Photographs  # noqa: E402
 from nets.deghost.radiance import compressed  # noqa: E402
 from nets.weights import save_network  # noqa: E402
+from tests.commands import CommandLine  # noqa: E402
 from tests.processes import end, launch, wait_until  # noqa: E402
 
 # A network and patches so small that a step takes milliseconds.
 SMALL = ("--width", 2, "--crop", 32, "--batch", 2, "--workers", 0, "--lr", 1e-3)
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("bilagrid: "), message
-    return message
+run = CommandLine(main, quiet=False)
+refused = run.refused
 
 
 @pytest.fixture

@@ -18,21 +18,11 @@ from nets.deghost import BilateralDeghost, DeghostNet
 from nets.deghost import merge as merging
 from nets.deghost.__main__ import main
 from nets.weights import save_network
+from tests.commands import CommandLine
 from tests.test_brackets import MATRIX, exposed, moved, radiance, taken
 
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("bilagrid: "), message
-    assert message.count("\n") == 1, message
-    return message
+run = CommandLine(main)
+refused = run.refused
 
 
 @pytest.mark.parametrize("suffix", ["exr", "hdr", "tif"])

@@ -24,23 +24,15 @@ from nets.hdrnet.__main__ import main  # noqa: E402
 from nets.hdrnet.data import Photographs  # noqa: E402
 from nets.hdrnet.operators import OPERATORS  # noqa: E402
 from nets.weights import save_network  # noqa: E402
+from tests.commands import CommandLine  # noqa: E402
 from tests.processes import end, launch, wait_until  # noqa: E402
 
 # A network and crops so small that a step takes milliseconds.
 SMALL = ("--input-size", 32, "--spatial-bins", 4, "--luma-bins", 4, "--crop", 32, "--workers", 0, "--lr", 1e-3)
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("bilagrid: "), message
-    return message
+run = CommandLine(main, quiet=False)
+refused = run.refused
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.pictures import data, load, oiio, photograph, save  # isort: skip -- 
 import bilagrid
 from bilagrid import images
 from bilagrid.__main__ import main
+from tests.commands import CommandLine
 from tests.helpers import numpy64
 from tests.reference import filters as exact
 
@@ -174,18 +175,8 @@ def test_refusals(case: str) -> None:
         bilagrid.tonemap(radiance, **options)
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("bilagrid: "), message
-    assert message.count("\n") == 1, message
-    return message
+run = CommandLine(main)
+refused = run.refused
 
 
 def saved(path, channels=3, scale=20.0, kind="float", names=None, **attributes):
