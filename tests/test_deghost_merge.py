@@ -18,8 +18,8 @@ from nets.deghost import BilateralDeghost, DeghostNet
 from nets.deghost import merge as merging
 from nets.deghost.__main__ import main
 from nets.weights import save_network
+from tests.brackets import MATRIX, exposed, moved, radiance, taken
 from tests.commands import CommandLine
-from tests.test_brackets import MATRIX, exposed, moved, radiance, taken
 
 run = CommandLine(main)
 refused = run.refused

@@ -16,7 +16,7 @@ from nets import deghost, weights
 from nets.deghost import evaluate, shipped
 from nets.deghost.__main__ import main
 from nets.deghost.generator import Generated, Photographs
-from tests.test_brackets import exposed
+from tests.brackets import exposed
 from tests.test_docs import run as run_examples
 
 
