@@ -101,7 +101,7 @@ def colorize(
 
     Args:
         gray: the photograph; of a coloured one, its luma.
-        scribbles: strokes, of the same size. What is a stroke is said by --mask; else by its alpha channel; else it is where it differs from GRAY.
+        scribbles: strokes, of the same size. What is a stroke is said by --mask; else by its alpha channel, if something is transparent; else it is where it differs from GRAY.
         out: the file to write.
         mask: a picture of the same size, white where SCRIBBLES is a stroke, black where not; grays count in part.
         sigma_color: how faint an edge stops a colour: brightness, where black is 0 and white 1, above 0.
@@ -111,6 +111,7 @@ def colorize(
     pictures.check_positive(sigma_color=sigma_color, sigma_space=sigma_space)
     sources = [gray, scribbles, *([mask] if mask else [])]
     photograph, strokes, *masks = _read_alike(sources, ["GRAY", "SCRIBBLES", "--mask"], out, overwrite)
+    strokes = images.without_opaque_alpha(strokes)
     images.check_target(out, photograph.spec)
     known = _strokes(photograph, strokes, masks)
     if not known.any():

@@ -136,6 +136,15 @@ def read(path: Path) -> Picture:
     return Picture(values, alpha, spec)
 
 
+def without_opaque_alpha(picture: Picture) -> Picture:
+    """The picture without an alpha channel that hides nothing, which some programs always write."""
+    if picture.alpha is None or (scaled(picture.alpha) < 1).any():
+        return picture
+    spec = oiio.ImageSpec(picture.spec)
+    spec.nchannels, spec.alpha_channel = picture.values.shape[2], -1
+    return Picture(picture.values, None, spec)
+
+
 def check_target(path: Path, spec: Any) -> None:
     """Refuses, before any work, a target whose format cannot hold what `spec` describes."""
     suffix = path.suffix.lower()

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 __all__ = ["Lattice"]
 
@@ -103,6 +104,11 @@ class Lattice:
             >>> size
             (16, 33, 33)
         """
+        if torch.compiler.is_compiling():
+            # Constants of the graph; with dynamic shapes Dynamo takes floats for inputs, on which no size can depend.
+            sigma_space, sigma_color = guard_scalar(sigma_space), guard_scalar(sigma_color)
+            guide_range = tuple(map(guard_scalar, guide_range))  # type: ignore[assignment]
+            nodes_per_sigma = tuple(map(guard_scalar, nodes_per_sigma))  # type: ignore[assignment]
         for name, value in (("sigma_space", sigma_space), ("sigma_color", sigma_color)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")

@@ -28,6 +28,19 @@ def test_a_bracket_is_sorted_by_exposure(tmp_path, suffix, order):
     assert found.like.spec.get_float_attribute("ExposureTime") == pytest.approx(0.01, rel=1e-3)
 
 
+def test_an_alpha_channel_that_hides_nothing_is_left_out(tmp_path):
+    paths = taken(tmp_path, suffix="png", exif=False)
+    wanted = bracket.read(paths, ["1/400", "1/100", "1/25"])
+    for path, ev in zip(paths, (-2, 0, 2), strict=True):
+        values = exposed(radiance()[:120, :160], ev)
+        save(path, np.concatenate([values, np.full_like(values[..., :1], 255)], axis=2))
+    found = bracket.read(paths, ["1/400", "1/100", "1/25"])
+    np.testing.assert_array_equal(found.ldr, wanted.ldr)
+    assert found.like.alpha is None
+    # So it is for whoever writes a file like it.
+    assert (found.like.spec.alpha_channel, found.like.spec.nchannels) == (-1, 3)
+
+
 def test_aperture_and_iso_count(tmp_path):
     light = radiance()[:120, :160]
     for name, stops, iso, aperture in (("a", 0, 100, 8.0), ("b", 2, 400, 8.0), ("c", -2, 100, 16.0)):
@@ -167,7 +180,7 @@ WRONG = {
     "truncated": r"1\.jpg: cannot be read: the file is truncated",
     "missing": r"1\.jpg: no such file",
     "text": r"1\.jpg: cannot be read",
-    "alpha": r"alpha\.png: has an alpha channel",
+    "alpha": r"alpha\.png: has transparent pixels",
     "float": r"float\.tif: holds float values",
     "ISO of one": r"0\.jpg: has no Exif:PhotographicSensitivity",
     "file too short": r"exposure\.txt: holds 2 values, expected one for each of 3 photographs",

@@ -145,6 +145,27 @@ def test_compile_with_inductor(mode: str) -> None:
             assert_near(one, other)
 
 
+# What breaks a graph, and goes on in the next: of an image (1, 3, H, W).
+BREAKING: dict[str, Callable[[Tensor], Tensor]] = {
+    "a measured range": lambda image: bilagrid.bilateral_filter(image, sigma_space=2, sigma_color=0.2),
+    "colorize": lambda image: bilagrid.colorize(image, image.flip(1), image[:, 0] > 0.5),
+    "a global fit": lambda image: bilagrid.fit(image, image.detach().sqrt(), size=(4, 3, 5), method="global"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", BREAKING)
+def test_what_breaks_a_graph_goes_on(name: str) -> None:
+    image = _pixels(20, 26)[0].requires_grad_()
+    run = BREAKING[name]
+    (wanted,) = torch.autograd.grad(run(image).square().sum(), image)
+    compiled = torch.compile(run, dynamic=True, backend="eager")
+    (found,) = torch.autograd.grad(compiled(image).square().sum(), image)
+    assert_near(found, wanted)
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        torch.compile(run, fullgraph=True, backend="eager")(image)
+
+
 # What cannot be done, by whom it is refused, and with which words: README's table says the same.
 IMPOSSIBLE: dict[str, tuple[Callable[[], object], str]] = {
     "a global fit in torch.export": (

@@ -90,12 +90,14 @@ def test_equalize_shows_itself(tmp_path, monkeypatch, capsys):
     assert "600x400" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("how", ["difference", "alpha", "mask"])
+@pytest.mark.parametrize("how", ["difference", "opaque", "alpha", "mask"])
 def test_colorize_knows_strokes(tmp_path, how):
     values = photograph(channels=1)
     source = save(tmp_path / "gray.png", values)
     painted, mask = stroked(values)
     words = ()
+    if how == "opaque":
+        painted = np.dstack([painted, np.full_like(values, 255)])
     if how == "alpha":
         painted = np.dstack([painted * mask[..., None], mask.astype(np.uint8) * 255])
     if how == "mask":

@@ -84,6 +84,57 @@ def test_a_bank_larger_than_any_memory_is_read_as_it_lies(case: str, dtype: torc
     assert sorted(set(by_bank._indices()[0].tolist())) == [5, 999_999_999]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_sparse_gradients_under_transforms(case: str) -> None:
+    bank, guide, image, index = problem("numba")
+
+    def loss(bank: Tensor, sparse: bool = True) -> Tensor:
+        return CASES[case](bank, guide, image, index, sparse).square().sum()
+
+    def length(bank: Tensor, sparse: bool = True) -> Tensor:
+        by_bank = torch.func.grad(loss)(bank, sparse)
+        return (by_bank.to_dense() if sparse else by_bank).square().sum()
+
+    found, wanted = torch.func.grad(loss)(bank), torch.func.grad(loss)(bank, False)
+    assert found.is_sparse
+    assert_near(found.to_dense(), wanted)
+    found, wanted = torch.func.grad(length)(bank), torch.func.grad(length)(bank, False)
+    assert_near(found.to_dense(), wanted)
+
+    banks = torch.stack([bank, -bank])
+    assert_near(torch.func.vmap(loss)(banks), torch.stack([loss(bank), loss(-bank)]))
+    mapped: list[Callable[[], object]] = [
+        lambda: torch.func.vmap(torch.func.grad(loss))(banks),
+        lambda: torch.func.jacrev(lambda bank: loss(bank).expand(2))(bank),
+        lambda: torch.func.vmap(torch.func.grad(lambda bank, scale: scale * loss(bank)), (None, 0))(bank, bank[:2, 0, 0, 0, 0]),
+    ]  # fmt: skip
+    for call in mapped:
+        with pytest.raises(NotImplementedError, match=r"sparse=True has no gradient under torch\.vmap.*pass sparse=False"):  # fmt: skip
+            call()
+
+
+# Dynamo looks at what a break hands on; where warnings are errors it cannot hide its own.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("case", CASES)
+def test_sparse_gradients_break_a_compiled_graph(case: str) -> None:
+    bank, guide, image, index = problem("numba")
+
+    def loss(bank: Tensor) -> Tensor:
+        return CASES[case](bank, guide, image, index, True).square().sum()
+
+    wanted = torch.func.grad(loss)(bank)
+    leaf = bank.clone().requires_grad_()
+    torch._dynamo.reset()
+    (found,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager")(leaf), leaf)
+    assert found.is_sparse
+    assert_near(found.to_dense(), wanted.to_dense())
+    torch._dynamo.reset()
+    whole = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert_near(whole(bank), loss(bank))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="sparse=True breaks a graph; pass sparse=False"):
+        whole(leaf)
+
+
 def test_sparse_and_dense_gradients_add_up() -> None:
     bank, guide, _, index = problem("numba")
     bank.requires_grad_()

@@ -21,9 +21,25 @@ def to_bank(parts: Tensor, bank: Tensor, index: Tensor | None, *, sparse: bool =
         return parts.to(bank.dtype)
     if not sparse:
         return collect_(parts, index, bank.shape[0]).to(bank.dtype)
+    refuse_unless_sparse(parts, index)
     valid = (index >= 0) & (index < bank.shape[0])
     kept = torch.where(valid.view(-1, 1, 1, 1, 1), parts, 0).to(bank.dtype)
     return torch.sparse_coo_tensor(torch.where(valid, index, 0)[None], kept, bank.shape, check_invariants=False)
+
+
+def refuse_unless_sparse(*tensors: Tensor) -> None:
+    """Says in words of our own where torch has no sparse tensors: under vmap, and in a graph of Dynamo's, which breaks here unless it must be whole."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(
+            msg="a gradient with sparse=True breaks a graph; pass sparse=False for fullgraph=True"
+        )
+    for tensor in tensors:
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                raise NotImplementedError(
+                    "sparse=True has no gradient under torch.vmap, nor under what maps by it such as torch.func.jacrev; pass sparse=False there"
+                )
+            tensor = torch._C._functorch.get_unwrapped(tensor)
 
 
 def collect_(parts: Tensor, index: Tensor, count: int) -> Tensor:

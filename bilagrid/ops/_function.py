@@ -16,6 +16,8 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Torch's, less what it does first at every call: bind the arguments to the signature of ``forward``, to fill in defaults that there are none of."""
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.skip_frame("what broke a graph runs as it is")
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]

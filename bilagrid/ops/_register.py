@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
@@ -26,8 +27,12 @@ _library = torch.library.Library("bilagrid", "DEF")
 
 
 def pack(lattice: Lattice) -> Packed:
-    """A lattice as an `autograd.Function` takes it: numbers one by one, so that symbolic sizes are inputs of a traced graph."""
-    return lattice.kind, *lattice.size, *lattice.image_size, *lattice.origin, *lattice.steps, *lattice.steps_size
+    """A lattice as an `autograd.Function` takes it: numbers one by one, so that symbolic sizes are inputs of a traced graph and floats are constants of it."""
+    steps = lattice.steps
+    if torch.compiler.is_compiling():
+        # Of a lattice that was made before a graph broke they would be inputs, which Dynamo does not hand on to a `Function`.
+        steps = tuple(guard_scalar(step) for step in steps)
+    return lattice.kind, *lattice.size, *lattice.image_size, *lattice.origin, *steps, *lattice.steps_size
 
 
 def unpack(packed: Packed, grid: Tensor) -> Lattice:

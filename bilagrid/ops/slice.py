@@ -36,7 +36,8 @@ def slice(
         guide: ``(N, H, W)``; under the default lattice 0 to 1 spans the grid. NaN gives NaN at that pixel only; infinite values saturate.
         lattice: where pixels land; `Lattice.cell_centered` by default.
         index: ``(N,)``, int64 or int32: the grid of each image in a bank ``(M, C, D, Gh, Gw)``, which is not copied.
-        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives.
+        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives: not under ``torch.vmap``, and
+            where ``torch.compile`` breaks its graph.
 
     Returns:
         ``(N, C, H, W)``, contiguous, in the grid's dtype, computed in float32 (float64 where an argument is float64).

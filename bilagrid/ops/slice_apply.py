@@ -41,7 +41,8 @@ def slice_apply(
         lattice: where pixels land; `Lattice.cell_centered` by default.
         offset: whether the map has a constant term.
         index: ``(N,)``, int64 or int32: the grid of each image in a bank ``(M, C, D, Gh, Gw)``, which is not copied.
-        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives.
+        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives: not under ``torch.vmap``, and
+            where ``torch.compile`` breaks its graph.
 
     Returns:
         ``(N, C_out, H, W)`` in the image's dtype, computed in float32 (float64 where an argument is float64). It keeps the image's strides: interleaved

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks, _index
-from bilagrid.ops._bank import to_bank
+from bilagrid.ops._bank import refuse_unless_sparse, to_bank
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
@@ -34,7 +34,7 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None, *, s
             at the end some may be left out: for points ``(R, 3)`` it is ``(R,)``, for points ``(B, H, W, 3)`` one of ``(B, H, W)``, ``(B, H)``, ``(B,)``
             and ``()``. Without it one grid serves all points, and of several, ``grid[n]`` the points ``points[n]``.
         sparse: whether the gradient by the grids is a sparse COO tensor of those that the index names, as `torch.nn.Embedding` gives; finding them out
-            waits for a GPU.
+            waits for a GPU. Not under ``torch.vmap``, and where ``torch.compile`` breaks its graph.
 
     Returns:
         ``(..., C)``, contiguous, in the grid's dtype, computed in float32 (float64 where an argument is float64).
@@ -207,6 +207,7 @@ class _SlicePoints(Function):
         grid, points, index = ctx.saved_tensors
         by_grid = by_points = None
         if ctx.needs_input_grad[0] and ctx.sparse:
+            refuse_unless_sparse(grad, index)
             used, place = torch.unique(index, return_inverse=True)
             parts = splat_points_(grad, points, place, (len(used), *_size(grid)[1:]), ctx.derivative)
             by_grid = to_bank(parts, grid, used, sparse=True)

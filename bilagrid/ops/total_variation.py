@@ -23,7 +23,7 @@ def total_variation(grid: Tensor, index: Tensor | None = None, *, sparse: bool =
     Args:
         grid: ``(N, C, D, Gh, Gw)``, any floating type and strides.
         index: ``(K,)``, int64 or int32: the grids to average over, which are not copied; one that comes several times counts as often. All by default.
-        sparse: whether the gradient is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives.
+        sparse: whether the gradient is a sparse COO tensor of the chosen grids alone, as in `slice`.
 
     Returns:
         A scalar in the grid's dtype, accumulated in float32 (float64 for float64).

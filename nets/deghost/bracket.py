@@ -47,7 +47,7 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
     """Reads two to seven photographs with their exposures, sorted by these.
 
     Args:
-        paths: PNG, TIFF or JPEG, 8 or 16 bits, all of one size.
+        paths: PNG, TIFF or JPEG, 8 or 16 bits, all of one size; an alpha channel that hides nothing is left out.
         times: exposure times in seconds in the order of ``paths``, as ``1/250`` or ``0.004``. By default those of a file ``exposure.txt`` beside the
             photographs (log2 values, or times where one is written as ``1/250`` or ``0.5s``; in the order of the names of these
             files, or of all pictures in their folder), else those of EXIF, with its aperture and ISO.
@@ -60,7 +60,7 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
     for k, path in enumerate(paths):
         if any(path.resolve() == other.resolve() for other in paths[:k]):
             raise Refusal(f"{path}: is given twice, a bracket's photographs must differ")
-    pictures = [images.read(path) for path in paths]
+    pictures = [images.without_opaque_alpha(images.read(path)) for path in paths]
     for path, picture in zip(paths, pictures, strict=True):
         _check_picture(path, picture, paths[0], pictures[0])
     ev = _exposures(paths, pictures, times)
@@ -115,7 +115,7 @@ def _check_picture(path: Path, picture: images.Picture, first_path: Path, first:
     if picture.dtype == np.float32:
         raise Refusal(f"{path}: holds float values, a photograph of 8 or 16 bits was expected")
     if picture.alpha is not None:
-        raise Refusal(f"{path}: has an alpha channel, a photograph without was expected")
+        raise Refusal(f"{path}: has transparent pixels, a photograph without was expected")
     if picture.size != first.size:
         extents = [f"{width}x{height}" for height, width in (picture.size, first.size)]
         raise Refusal(f"{path}: is {extents[0]}, must be as large as {first_path}, {extents[1]}")
