@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ _LATTICES = {
 SIGMA_COLOR = 0.1
 # Total variation runs over as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
 _SCENE_NODES = 256 * 16 * 16 * 8
-# What a case is called that has none.
+# The image's grid in a bank.
+_CHOSEN = 3
+# What a case is called that has none, or one that the function chooses.
 NO_GRID = "1x1x1"
 # What gradients of a mean are multiplied by, as losses are where float16 would lose them.
 _LOSS_SCALE = 2.0**12
@@ -114,13 +117,17 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A case's tensors, and what is done with them: by us, and by the reference in float64."""
+    """A case's tensors, and what is done with them: by us, and by the reference in float64.
+
+    ``magnified`` is how many times more than other results this one feels the rounding of its sums: by what solves equations.
+    """
 
     tensors: Tensors
     run: Callable[[Tensors], Tensor]
     reference: Callable[[Tensors], Tensor]
     sizes: costs.Sizes
     grid_size: tuple[int, int, int]
+    magnified: float = 1.0
 
     def leaves(self) -> Tensors:
         """The same tensors, to be differentiated by."""
@@ -129,8 +136,10 @@ class Problem:
 
 def problem(case: Case, device: torch.device, *, kind: str = CELL_CENTERED) -> Problem:
     """The case's inputs on ``device``, a fixed grid on a lattice of some ``kind``."""
+    from perf import edits  # which builds on this module
+
     draw, dtype, spec = Draw.on(device), DTYPES[case.dtype], replace(GridSpec.parse(case.grid), kind=kind)
-    return _BUILDERS[case.operator](case, spec, draw, dtype)
+    return (_BUILDERS | edits.BUILDERS)[case.operator](case, spec, draw, dtype)
 
 
 def _pixels(case: Case, spec: GridSpec, draw: Draw) -> tuple[Tensor, Tensor, Lattice]:
@@ -193,19 +202,24 @@ def _slice_points(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) ->
 
 
 def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
-    """The grid in float32 beside a half image, as networks and splatting have it."""
+    """The grid in float32 beside a half image, as networks and splatting have it; of a bank as large as a scene's, the image reads one."""
     image, guide, lattice = _pixels(case, spec, draw)
-    fused = case.operator.endswith("luma")
-    tensors = {"grid": draw.normal(1, 12, *lattice.size), "image": image.to(dtype)}
+    fused, bank = case.operator.endswith("luma"), case.operator.endswith("bank")
+    grids = max(_SCENE_NODES // math.prod(lattice.size), _CHOSEN + 1) if bank else 1
+    index = torch.full((1,), _CHOSEN, device=draw.device) if bank else None
+    tensors = {"grid": draw.normal(grids, 12, *lattice.size), "image": image.to(dtype)}
     if not fused:
         tensors["guide"] = guide.to(dtype)
     return Problem(
         tensors,
-        lambda t: bilagrid.slice_apply(t["grid"], t.get("guide"), t["image"], lattice=lattice),
+        lambda t: bilagrid.slice_apply(t["grid"], t.get("guide"), t["image"], lattice=lattice, index=index),
         lambda t: references.slice_apply(
-            t["grid"], references.luma(t["image"]) if fused else t["guide"], t["image"], lattice
+            t["grid"][_CHOSEN : _CHOSEN + 1] if bank else t["grid"],
+            references.luma(t["image"]) if fused else t["guide"],
+            t["image"],
+            lattice,
         ),
-        _sizes(lattice, tensors, image="image", grid=4, channels=3),
+        replace(_sizes(lattice, tensors, image="image", grid=4, channels=3), grids=grids),
         lattice.size,
     )
 
@@ -307,13 +321,20 @@ _BUILDERS: dict[str, _Builder] = {
     "slice_points": _slice_points,
     "slice_apply": _slice_apply,
     "slice_apply_luma": _slice_apply,
+    "slice_apply_bank": _slice_apply,
     "curves": _curves,
     "total_variation": _grid_alone,
     "bilateral_filter_gray": _bilateral_filter,
     "bilateral_filter_colour": _bilateral_filter,
     "joint_bilateral_upsample": _joint_bilateral_upsample,
 }
-OPERATORS = tuple(_BUILDERS)
+# What is composed of them, in `perf.edits`.
+EDITS = ("fit", "guided_upsample", "tonemap", "equalize_histogram", "merge_flash")
+OPERATORS = (*_BUILDERS, *EDITS)
+# Those that run on grids of 12 coefficients alone, those on a filter's, and those that need none or choose it themselves.
+_MAPS = ("slice_apply", "slice_apply_luma", "slice_apply_bank", "slice_points", "total_variation", *EDITS[:2])
+_FILTERS = ("blur", "bilateral_filter_gray", "bilateral_filter_colour", "joint_bilateral_upsample")
+_OWN_GRID = ("curves", "tonemap", "equalize_histogram", "merge_flash")
 
 
 def cost(case: Case, sizes: costs.Sizes) -> costs.Cost:
@@ -338,25 +359,19 @@ def cases(
 ) -> list[Case]:
     """All combinations that mean something, small images first."""
     found: dict[Case, None] = {}
-    for image in sorted(resolutions, key=math.prod):
-        for dtype in dtypes:
-            for operator in operators:
-                for spec in grids:
-                    for guide in guides:
-                        for direction in directions:
-                            if case := _sensible(Case(operator, direction, guide, dtype, image, spec.name), spec):
-                                found[case] = None
+    images = sorted(resolutions, key=math.prod)
+    for image, dtype, operator, spec, guide, direction in product(images, dtypes, operators, grids, guides, directions):
+        if case := _sensible(Case(operator, direction, guide, dtype, image, spec.name), spec):
+            found[case] = None
     return list(found)
 
 
 def _sensible(case: Case, spec: GridSpec) -> Case | None:
     """The case, without what its operator does not read; None where nobody would use the operator with such a grid."""
-    filters = case.operator.startswith(("bilateral_filter", "joint_bilateral_upsample", "blur"))
-    maps = case.operator.startswith(("slice_apply", "slice_points", "total_variation", "curves"))
-    if (filters and spec.fixed is not None) or (maps and spec.fixed is None):
-        return None
-    if case.operator == "curves":
+    if case.operator in _OWN_GRID:
         return replace(case, grid=NO_GRID)
+    if (spec.fixed is None and case.operator in _MAPS) or (spec.fixed and case.operator in _FILTERS):
+        return None
     if case.operator == "blur":
         return replace(case, guide="none")
     if case.operator == "total_variation":

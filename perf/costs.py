@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _WEIGHTS = 24
 _CORNERS = 16
@@ -40,6 +40,7 @@ class Sizes:
         nodes: of the grid, the batch included and the channels not.
         grid_item: bytes of a value in the grid.
         taps: of the blur's three Gaussians together.
+        grids: in the bank that ``nodes`` counts, of which one is read.
     """
 
     pixels: int
@@ -49,6 +50,7 @@ class Sizes:
     grid_item: int
     low_pixels: int = 0
     taps: int = 0
+    grids: int = 1
 
     @property
     def plane(self) -> int:
@@ -92,6 +94,37 @@ def _filter_flops(s: Sizes) -> int:
     channels = s.channels + 1
     splat = (s.low_pixels or s.pixels) * (_WEIGHTS + _CORNERS * channels)
     return splat + _blur_flops(s, channels) + s.pixels * (_WEIGHTS + _CORNERS * channels + s.channels)
+
+
+# Of `fit`: t = [r g b 1] times itself and times the target, without what is symmetric; and each cell's own solve.
+_MOMENTS = 10 + 3 * 4
+_SOLVE = 4**3 // 3 + 3 * 2 * 4**2
+FIT_TAPS = sum(taps((sigma, sigma, sigma)) for sigma in (0.35, 1.0, 2.0))
+
+
+def _fit_flops(s: Sizes) -> int:
+    pixels = s.low_pixels or s.pixels
+    return pixels * (_WEIGHTS + (_CORNERS + 1) * _MOMENTS) + _blur_flops(s, _MOMENTS) + s.nodes * _SOLVE
+
+
+def _guided_flops(s: Sizes) -> int:
+    # What is left of the small image is brought up from four pixels.
+    return _fit_flops(s) + (s.pixels + s.low_pixels) * _APPLY + s.pixels * s.channels * 8
+
+
+def _tonemap_flops(s: Sizes) -> int:
+    one = 2 * s.pixels * (_WEIGHTS + 2 * _CORNERS) + _blur_flops(s, 2)
+    return one + s.pixels * (2 * _LUMA + 3 * s.channels)
+
+
+def _equalize_flops(s: Sizes) -> int:
+    histograms = s.pixels * (_WEIGHTS + _CORNERS) + _blur_flops(s, 1) + 3 * s.nodes
+    return histograms + s.pixels * (_LUMA + _WEIGHTS + 2 * _CORNERS + 5 * s.channels)
+
+
+def _flash_flops(s: Sizes) -> int:
+    # The two images are filtered together by the one's guide, and the darker one by its own.
+    return _filter_flops(replace(s, channels=2 * s.channels)) + _filter_flops(s) + s.pixels * (_LUMA + 8 * s.channels)
 
 
 _APPLY = _WEIGHTS + _CORNERS * _COEFFICIENTS + 2 * _COEFFICIENTS
@@ -140,6 +173,12 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
     ("slice_apply", "forward"): lambda s: (s.coefficients + s.plane * 7, s.pixels * _APPLY),
     # Reads grid, guide, image and the incoming gradient, writes three gradients: 44 bytes.
     ("slice_apply", "backward"): lambda s: (2 * s.coefficients + s.plane * 11, s.pixels * _APPLY_BACKWARD),
+    # The same of a bank's grid; the gradient is one of the whole bank.
+    ("slice_apply_bank", "forward"): lambda s: (s.coefficients // s.grids + s.plane * 7, s.pixels * _APPLY),
+    ("slice_apply_bank", "backward"): lambda s: (
+        s.coefficients // s.grids + s.coefficients + s.plane * 11,
+        s.pixels * _APPLY_BACKWARD,
+    ),
     # Without a guide to read: 24 bytes forward, 36 backward.
     ("slice_apply_luma", "forward"): lambda s: (s.coefficients + s.plane * 6, s.pixels * (_APPLY + _LUMA)),
     ("slice_apply_luma", "backward"): lambda s: (
@@ -165,6 +204,19 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
         2 * s.low_plane * (s.channels + 1) + s.plane * (2 + s.channels),
         2 * _filter_flops(s),
     ),
+    # Reads image and target, writes the grid; reads both and the grid's gradient, writes theirs.
+    ("fit", "forward"): lambda s: (2 * s.plane * s.channels + s.coefficients, _fit_flops(s)),
+    ("fit", "backward"): lambda s: (4 * s.plane * s.channels + s.coefficients, 2 * _fit_flops(s)),
+    # Reads the small pair and the large image, writes another; reads them and its gradient, writes theirs. The grid stays between.
+    ("guided_upsample", "forward"): lambda s: (2 * (s.low_plane + s.plane) * s.channels, _guided_flops(s)),
+    ("guided_upsample", "backward"): lambda s: ((4 * s.low_plane + 3 * s.plane) * s.channels, 2 * _guided_flops(s)),
+    # Filters, whose images are read to splat and again to slice.
+    ("tonemap", "forward"): lambda s: (3 * s.plane * s.channels, _tonemap_flops(s)),
+    ("tonemap", "backward"): lambda s: (5 * s.plane * s.channels, 2 * _tonemap_flops(s)),
+    ("equalize_histogram", "forward"): lambda s: (3 * s.plane * s.channels, _equalize_flops(s)),
+    ("equalize_histogram", "backward"): lambda s: (5 * s.plane * s.channels, 2 * _equalize_flops(s)),
+    ("merge_flash", "forward"): lambda s: (5 * s.plane * s.channels, _flash_flops(s)),
+    ("merge_flash", "backward"): lambda s: (8 * s.plane * s.channels, 2 * _flash_flops(s)),
 }
 
 

@@ -39,11 +39,16 @@ class NotDoneError(Exception):
 
 
 def _every(
-    device: torch.device, images: Sequence[tuple[int, int]], grids: Sequence[str], dtypes: Sequence[str] = ("float32",)
+    device: torch.device,
+    images: Sequence[tuple[int, int]],
+    grids: Sequence[str],
+    dtypes: Sequence[str] = ("float32",),
+    edits: Sequence[str] = (),
 ) -> Iterator[tuple[Case, Problem]]:
-    """Every operator on every image, on a random guide, in the direction that includes the other."""
+    """Every operator, and some edits, on every image, on a random guide, in the direction that includes the other."""
     specs = [GridSpec.parse(name) for name in grids]
-    for case in cases.cases(cases.OPERATORS, ("backward",), images, dtypes, specs, ("random",)):
+    operators = [name for name in cases.OPERATORS if name not in cases.EDITS or name in edits]
+    for case in cases.cases(operators, ("backward",), images, dtypes, specs, ("random",)):
         yield case, cases.problem(case, device)
 
 
@@ -69,7 +74,7 @@ def _others(problem: Problem) -> Tensors:
 
 def correct(device: torch.device) -> None:
     """every operator and gradient is the float64 reference's, in every type, on odd sizes, coarse and fine"""
-    for case, _ in _every(device, _ODD, _ODD_GRIDS, tuple(cases.DTYPES)):
+    for case, _ in _every(device, _ODD, _ODD_GRIDS, tuple(cases.DTYPES), cases.EDITS):
         checks.check(case, device)
 
 
@@ -83,7 +88,7 @@ def touched(device: torch.device) -> None:
 def twice(device: torch.device) -> None:
     """two runs give the same bits"""
     for images, grids in ((_ODD, _ODD_GRIDS), (_WHOLE, _WHOLE_GRIDS)):
-        for case, problem in _every(device, images, grids, tuple(cases.DTYPES)):
+        for case, problem in _every(device, images, grids, tuple(cases.DTYPES), cases.EDITS):
             first = _outcome(problem)
             _same_bits(case, _outcome(problem), first)
 

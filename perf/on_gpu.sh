@@ -63,8 +63,9 @@ lacking() {
 
 tests() {
     has pytest hypothesis numba || { lacking 'needs pytest, hypothesis and numba'; return; }
+    # Some cores are left to the checks that run meanwhile.
     local workers=()
-    ! has xdist || workers=(-n 8)
+    ! has xdist || workers=(-n "$("$python" -c 'import os; print(min(max((os.cpu_count() or 2) - 4, 2), 12))')")
     # pytest-benchmark, where it is installed, warns beside xdist, and a warning is an error here.
     "$python" -m pytest tests/ -q -p no:cacheprovider -p no:benchmark --durations=10 "${workers[@]}"
 }
@@ -112,10 +113,16 @@ calibration() {
 }
 
 sweep() {
-    local guides=(random)
+    local guides=(random) status=0
     ! has skimage || guides=(photograph random)
+    # What is composed of the operators needs less: at one size, in one type.
     "$python" -m perf.sweep --device cuda --overwrite --out "$out" --resolutions 1080p 4k --dtypes float32 float16 \
-        --grids 16x16x8 sigma8 --guides "${guides[@]}" --seconds 0.1
+        --grids 16x16x8 sigma8 --guides "${guides[@]}" --seconds 0.1 --operators splat blur slice slice_points slice_apply \
+        slice_apply_luma slice_apply_bank curves total_variation bilateral_filter_gray bilateral_filter_colour \
+        joint_bilateral_upsample || status=$?
+    "$python" -m perf.sweep --device cuda --resume --out "$out" --resolutions 4k --dtypes float32 --grids 16x16x8 \
+        --guides "${guides[0]}" --seconds 0.1 --operators fit guided_upsample tonemap equalize_histogram merge_flash || status=$?
+    return "$status"
 }
 
 hdrnet() {
@@ -125,25 +132,33 @@ hdrnet() {
 
 plots() {
     has matplotlib || { lacking 'needs matplotlib'; return; }
-    "$python" -m perf.sweep --out "$out" --plot "$out"/rows.csv "$out"/peers.csv
+    # A sweep or peers that failed must not cost the other its plots.
+    local files=() file
+    for file in "$out"/rows.csv "$out"/peers.csv; do
+        ! [ -f "$file" ] || files+=("$file")
+    done
+    [ ${#files[@]} -gt 0 ] || { lacking 'there are no rows'; return; }
+    "$python" -m perf.sweep --out "$out" --plot "${files[@]}"
 }
 
 export -f has lacking tests sanitizer counters calibration sweep hdrnet plots
 export out python not_done
 
 # What is timed has the GPU to itself.
-step sweep 120 bash -c sweep
+step sweep 140 bash -c sweep
 step calibration 60 bash -c calibration
 step peers 75 bash -c '"$python" -m perf.peers --device cuda --overwrite --out "$out"'
 step hdrnet 30 bash -c hdrnet
 step plots 20 bash -c plots
-step overhead 40 "$python" -m perf.overhead
+step overhead 50 "$python" -m perf.overhead
 step profile 30 "$python" -m perf.gpu_checks profile
 step counters 40 bash -c counters
 
 # What is not runs beside the tests, which take longest. These stay in the foreground: an interrupt reaches nothing else.
 {
-    for name in correct twice stream graph compiled; do
+    # Compiles each kernel in every type.
+    step correct 150 "$python" -m perf.gpu_checks correct
+    for name in twice stream graph compiled; do
         step "$name" 90 "$python" -m perf.gpu_checks "$name"
     done
 } &

@@ -80,8 +80,8 @@ def measure(function: Callable[..., Tensor], shapes: tuple[Any, ...]) -> dict[st
     if not torch.cuda.is_available():
         with _backend.override("gpu"), _regime.override(architecture=_TARGET):
             found["plan"] = microseconds(caller("cpu"))
-    found["cpu"] = microseconds(caller("cpu"))
-    if torch.cuda.is_available():
+        found["cpu"] = microseconds(caller("cpu"))
+    else:
         found["gpu"] = microseconds(caller("cuda"), clock=time.perf_counter)
         torch.cuda.synchronize()
     return found
@@ -113,7 +113,7 @@ def overhead() -> None:
     - launcher: the same with the GPU's launcher, whose launches are recorded instead of made;
     - triton: Triton's way from those launches to their compiled kernels, which it goes at every launch. The driver's own part is not in it;
     - plan: the whole call by a plan, on tensors that need gradients, up to the driver; measured where there is no GPU;
-    - cpu: on CPU tensors, kernels and all;
+    - cpu: on CPU tensors, kernels and all; measured where there is no GPU;
     - gpu: on a GPU where there is one, until the call returns, which is before the GPU is done. The others are the CPU time of this thread.
 
     Each is the least of several repeats. A CUDA graph takes all of it away.

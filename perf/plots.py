@@ -32,13 +32,19 @@ _LOOKS = dict(
                 "#ee8866",
                 "#cc6677",
                 "#882255",
+                "#0077bb",
                 "#661100",
                 "#999933",
                 "#117733",
                 "#ddaa33",
                 "#aa4499",
+                "#b07d48",
+                "#004488",
+                "#997700",
+                "#009988",
+                "#ee3377",
             ),
-            "osDh^vp<>PX",
+            "osDh^vdp<>PX8HoDs",
             strict=True,
         ),
         strict=True,
@@ -183,7 +189,7 @@ def _panels(title: str, note: str, rows: Sequence[Row]) -> tuple[Figure, list[tu
 
 def _grid(name: str) -> str:
     if name == cases.NO_GRID:
-        return "no grid"
+        return "no grid, or one of its own"
     return f"a filter's grid of {name}" if name.startswith("sigma") else f"grid {name}"
 
 

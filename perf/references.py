@@ -93,10 +93,12 @@ def curves(
 
 
 def blur(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
-    """A convolution with sampled Gaussians along z, y and x, cut at three sigma; zero outside."""
+    """A convolution with sampled Gaussians along z, y and x, cut at three sigma; zero outside. An axis of sigma 0 stays as it is."""
     batch, channels, *size = grid.shape
     out = grid.reshape(batch * channels, 1, *size)
     for axis, deviation in enumerate(sigma):
+        if deviation == 0:
+            continue
         radius = math.ceil(3 * deviation)
         steps = torch.arange(-radius, radius + 1, dtype=grid.dtype, device=grid.device)
         taps = torch.exp(-0.5 * (steps / deviation) ** 2)

@@ -58,6 +58,7 @@ class Row:
         unit: what the kernel goes through: pixels, nodes of a grid, or elements of what lies between them.
         instructions_per_pixel: that a thread would issue for one ``unit``: a warp's, times its lanes, over the units that a program handles; counted in the
             innermost loop where that goes through them, and in the whole program otherwise.
+        atomics: instructions that read, change and write memory in one go: none, for the same bits on every run.
         load_bits: of a lane, in the widest global load.
         l1_bytes_per_pixel: that a program's lanes ask of L1, or of what lies behind it, for one ``unit``.
     """
@@ -74,6 +75,7 @@ class Row:
     shared_limit: int
     unit: str
     instructions_per_pixel: float
+    atomics: int
     load_bits: int
     l1_bytes_per_pixel: float
 
@@ -290,6 +292,7 @@ def measure_launch(use: Use, launch: _launch.Launch, config: triton.Config, targ
         shared_limit=TARGETS[target].shared_limit,
         unit=dealt.unit,
         instructions_per_pixel=dealt.each(program, threads),
+        atomics=program.atomics,
         load_bits=max(program.whole.load_bits, default=0),
         l1_bytes_per_pixel=dealt.each(program, threads, lambda code: code.load_bytes),
     )

@@ -112,9 +112,9 @@ def sweep(
     predict_: _Gpu = None,
     plot: _Files = None,
 ) -> int:
-    """Measures splat, blur, slice, slice_points, slice_apply, curves, total_variation and the filters, forward and backward, on the
-    GPU if there is one and else on the CPU. Each result is first checked against a plain float64 computation; a wrong one is reported, never timed, and
-    the exit code is then 1. Speeds are those of the bytes that an operator must move, beside a copy's measured in the same run. All combinations of
+    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU; what solves until it is
+    near enough (colorize, method="global") takes as long as its image asks, and is left out. Each result is first checked against a plain
+    float64 computation; a wrong one is reported, never timed, and the exit code is then 1. Speeds are those of the bytes that an operator must move, beside a copy's measured in the same run. All combinations of
     operators, directions, resolutions, dtypes, grids and guides that mean something are measured.
 
     OUT gets rows.csv, a row as soon as it is measured, and the plots throughput_*.png (against resolution) and roofline_*.png
@@ -137,8 +137,8 @@ def sweep(
         directions: forward; backward: the gradients by every tensor
         resolutions: 256, 512, 1080p, 4k, 8k or HEIGHTxWIDTH; what memory does not hold is left out
         dtypes: %(choices)s
-        grids: GWxGHxD with 12 channels, for all but blur and the filters; sigmaN, a filter's grid with a node every N pixels, for all but slice_apply and
-            total_variation (default: 16x16x8 64x64x8 sigma4 sigma8)
+        grids: GWxGHxD with 12 channels, for all but blur and the filters; sigmaN, a filter's grid with a node every N pixels, for those, splat and
+            slice (default: 16x16x8 64x64x8 sigma4 sigma8)
         guides: %(choices)s
         seconds: to repeat each case for; at least 3 times (default: 0.5)
         out: default: perf/results/<device>

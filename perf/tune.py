@@ -176,11 +176,17 @@ def _quoted(value: str | tuple[str, ...]) -> str:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Replace the rows of the same architectures in the file, as in the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    tuned, kept = {row.architecture for row in rows}, list[dict[str, Any]]()
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["architecture"] not in tuned]
+    lines = kept + [dataclasses.asdict(row) for row in rows]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+        writer.writerows(sorted(lines, key=lambda row: row["architecture"]))
 
 
 _Architectures = Annotated[list[str] | None, {"nargs": "+", "choices": static.TARGETS, "metavar": "ARCH"}]
@@ -197,7 +203,7 @@ def tune(*, predict_: _Architectures = None, out: Out = None, table: _Table = Pa
     over uses; the first listed within 3 % of the cheapest is chosen. Predicted ones that spill, want more shared memory than there is, or so many registers that
     a multiprocessor would hold fewer than 16 warps, are not.
 
-    The choices of the architectures at hand replace theirs in the table; the rows that justify them go to a CSV file beside.
+    The choices of the architectures at hand replace theirs in the table, and the rows that justify them theirs in a CSV file.
 
     examples:
       python -m perf.tune

@@ -11,6 +11,9 @@ import torch
 from bilagrid.gpu import _bank, _launch, _regime, blur, curves, slice, slice_apply, slice_points, splat, total_variation
 from bilagrid.lattice import Lattice
 
+# Of a scene of 3-D Gaussian splatting, each with a grid.
+_PHOTOGRAPHS = 256
+
 
 @dataclass(frozen=True)
 class Use:
@@ -105,6 +108,15 @@ def _smooth(dtype: torch.dtype, device: str, height: int, *, sigma: float) -> No
     blur.blur(grid.permute(0, 4, 3, 1, 2).contiguous().permute(0, 3, 4, 2, 1), (sigma, sigma, sigma))
 
 
+def _scene(dtype: torch.dtype, device: str, height: int) -> None:
+    """The grids of a scene's photographs: all of them smoothed and regularised, and the gradients of a few brought back to them."""
+    grids = torch.rand((_PHOTOGRAPHS, 12, 8, 16, 16), dtype=dtype, device=device)
+    blur.blur(grids, (1.0, 1.0, 1.0))
+    total_variation.total_variation(grids)
+    total_variation.total_variation_bwd(grids)
+    _bank.collect(grids[:16], torch.arange(16, device=device), _PHOTOGRAPHS)
+
+
 def _guide(dtype: torch.dtype, device: str, height: int, *, by_image: bool = True) -> None:
     """HDRNet's guide and its gradients: three curves of 16 knots, the parameters in float32 as beside a half image."""
     _, image = _pixels(dtype, device, 3, height)
@@ -151,10 +163,12 @@ USES = [
     Use("splat and slice by z, C=12, D=8", torch.float32, _derivatives),
     Use("blur and total variation, C=12, D=8", torch.float32, _regularised),
     Use("blur by a wide Gaussian, C=2, D=32", torch.float32, partial(_smooth, sigma=4.0)),
+    Use("blur and total variation of a scene's grids", torch.float32, _scene),
     Use("filter, C=2 homogeneous, D=16", torch.float32, _filter),
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter),
     Use("curves, 3 of 16 knots", torch.float32, _guide),
     Use("curves, 3 of 16 knots, by parameters", torch.float32, partial(_guide, by_image=False)),
+    Use("curves, 3 of 16 knots", torch.float16, _guide),
     Use("slice_points, C=12, one grid", torch.float32, _points),
     Use("slice_points, C=12, a bank of grids", torch.float32, partial(_points, indexed=True)),
     Use("slice_points, C=12, one grid", torch.float16, _points),
@@ -174,7 +188,6 @@ _DEPTHS = (4, 8, 16, 32, 64)
 
 # Every tiling of the products, every loop over channels and curves of every type: their kernels must stay in registers whatever the grid's channels and planes.
 TILE_USES = [
-    Use("curves, 3 of 16 knots", torch.float16, _guide),
     Use("curves, 3 of 16 knots", torch.float64, _guide),
     Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
     *(Use(f"blur, {taps} taps to each side", torch.float32, partial(_smooth, sigma=taps / 3)) for taps in (1, 4, 8)),

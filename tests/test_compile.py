@@ -30,6 +30,8 @@ def assert_fits(rows: list[dict[str, Any]]) -> None:
     assert not spilled, f"registers spill: {spilled}"
     too_large = [row for row in rows if row["shared_bytes"] > row["shared_limit"]]
     assert not too_large, f"more shared memory than there is: {too_large}"
+    atomic = [row for row in rows if row["atomics"]]
+    assert not atomic, f"atomics: {atomic}"
 
 
 @pytest.fixture(scope="module")

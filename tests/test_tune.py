@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("triton")
 
 from bilagrid.gpu import _configs, _table
-from perf import tune
+from perf import static, tune
+from perf.uses import USES
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +60,29 @@ def test_only_the_tuned_architectures_are_replaced(tmp_path: Path, monkeypatch: 
         ("sm_80", "_kernel", "half", "few"): "kept",
         ("sm_90", "_kernel", "float32", "many"): "other",
     }
+
+
+def test_rows_of_other_architectures_stay(tmp_path: Path) -> None:
+    path = tmp_path / "configurations.csv"
+    tune.write_rows([row("safe", 1, architecture="sm_80"), row("safe", 3)], path)
+    tune.write_rows(tune.choose([row("safe", 2), row("other", 1)]), path)
+    assert [(r["architecture"], r["config"], r["cost"]) for r in _read(path)] == [
+        ("sm_80", "safe", "1"),
+        ("sm_90", "safe", "2"),
+        ("sm_90", "other", "1"),
+    ]
+
+
+def test_every_choice_of_a_kernel_has_its_rows() -> None:
+    rows = _read(ROOT / "perf" / "results" / "static" / "configurations.csv")
+    found = {(r["architecture"], r["kernel"], r["dtype"], r["config"]) for r in rows}
+    launches = [launch for use in USES for launch in use.launches("sm_90") if len(launch.configs) > 1]
+    wanted = {
+        (ln.kernel.__name__, _configs.dtype_class(ln.dtype), _configs.label(c)) for ln in launches for c in ln.configs
+    }
+    assert len({name for name, *_ in wanted}) > 10
+    for architecture in static.TARGETS:
+        assert {(architecture, *each) for each in wanted} <= found
 
 
 def test_committed_rows_justify_the_table() -> None:
