@@ -117,10 +117,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A case's tensors, and what is done with them: by us, and by the reference in float64.
-
-    ``magnified`` is how many times more than other results this one feels the rounding of its sums: by what solves equations.
-    """
+    """A case's tensors, and what is done with them: by us, and by the reference in float64. What solves equations has rounding ``magnified``."""
 
     tensors: Tensors
     run: Callable[[Tensors], Tensor]

@@ -27,8 +27,8 @@ def fit(image: Tensor, target: Tensor, lattice: Lattice) -> Tensor:
 
     def moments(left: Tensor) -> Tensor:
         products = splat((left.unsqueeze(2) * terms.unsqueeze(1)).flatten(1, 2), guide, lattice)
-        near = sum(share * blur(products, (sigma, sigma, sigma)) for share, sigma in _TAIL)
-        return near.unflatten(1, (-1, count)).permute(0, 3, 4, 5, 1, 2)
+        near = [share * blur(products, (sigma, sigma, sigma)) for share, sigma in _TAIL]
+        return torch.stack(near).sum(0).unflatten(1, (-1, count)).permute(0, 3, 4, 5, 1, 2)
 
     gram, right = moments(terms), moments(target)
     power = terms.square().mean((0, 2, 3))

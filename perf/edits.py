@@ -54,7 +54,7 @@ def _guided_upsample(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in given.items()}
     return Problem(
         tensors,
-        lambda t: bilagrid.guided_upsample(**t, size=lattice.size),
+        lambda t: bilagrid.guided_upsample(t["image_high"], t["image_low"], t["target_low"], size=lattice.size),
         lambda t: edit_references.guided_upsample(t["image_high"], t["image_low"], t["target_low"], lattice),
         replace(_sizes(tensors["image_high"], lattice), low_pixels=math.prod(small)),
         lattice.size,

@@ -28,8 +28,8 @@ _BOTH = "forward and backward"
 _FORWARD, _BACKWARD = cases.DIRECTIONS
 
 # In dB below the largest value. Published grids round each pixel to a node and come to 42 dB of the exact filter; a grid's derivative
-# by the guide is constant between nodes, and so comes to no more than 33.
-_LEAST_PSNR, _LEAST_PSNR_OF_GRADIENTS = 40.0, 30.0
+# by the guide is constant between nodes, and so comes to no more than 29 to 33.
+_LEAST_PSNR, _LEAST_PSNR_OF_GRADIENTS = 40.0, 28.0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def _patch_once_a_launch() -> None:
     The interpreter replaces Triton's functions by its own at every call of a function that a kernel calls, where once a launch would do.
     """
     try:
+        import triton.language as tl
         from triton.runtime import interpreter
     except ImportError:
         return
@@ -43,6 +44,8 @@ def _patch_once_a_launch() -> None:
         if module in patched:
             return interpreter._LangPatchScope()
         scope = patch(function)
+        # As later versions have it: that of 3.6 makes an int of an array of one number, which NumPy deprecates and from 2.4 on refuses.
+        tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
         patched.add(module)
         restore = scope.restore
 
