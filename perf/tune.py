@@ -91,32 +91,35 @@ def _cheapest(rows: Sequence[Row]) -> str:
 
 
 def predict(architecture: str) -> Iterator[Row]:
-    """Rows by what the compiler says, for the first use of each kernel and dtype."""
-    seen = set()
+    """Rows by what the compiler says, for the first use of each kernel and dtype that fills a GPU, or else for its first: there the safe one is chosen."""
+    found: dict[tuple[str, str], tuple[Use, Launch]] = {}
     for use in _at_heights((_HEIGHTS[-1],)):
         for launch in use.launches(architecture):
-            about = _about(use, launch)
-            variant = launch.kernel.__name__, launch.dtype
-            if len(launch.configs) == 1 or about["size_class"] == "few" or variant in seen:
-                continue
-            seen.add(variant)
-            for config in launch.configs:
-                found = static.measure_launch(use, launch, config, architecture)
-                fits = found.shared_bytes <= found.shared_limit and found.registers <= _MOST_REGISTERS
-                yield Row(
-                    architecture=architecture,
-                    device="none",
-                    source="predicted",
-                    **about,
-                    config=found.config,
-                    cost=found.instructions_per_pixel,
-                    low=found.instructions_per_pixel,
-                    high=found.instructions_per_pixel,
-                    unit=f"instructions a {found.unit}",
-                    registers=found.registers,
-                    spills=found.spills,
-                    eligible=fits and not found.spills,
-                )
+            variant = launch.kernel.__name__, _configs.dtype_class(launch.dtype)
+            if len(launch.configs) > 1 and (variant not in found or _is_small(found[variant][1]) > _is_small(launch)):
+                found[variant] = use, launch
+    for use, launch in found.values():
+        for config in launch.configs:
+            row = static.measure_launch(use, launch, config, architecture)
+            fits = row.shared_bytes <= row.shared_limit and row.registers <= _MOST_REGISTERS and not row.spills
+            yield Row(
+                architecture=architecture,
+                device="none",
+                source="predicted",
+                **_about(use, launch),
+                config=row.config,
+                cost=row.instructions_per_pixel,
+                low=row.instructions_per_pixel,
+                high=row.instructions_per_pixel,
+                unit=f"instructions a {row.unit}",
+                registers=row.registers,
+                spills=row.spills,
+                eligible=fits and (not _is_small(launch) or config is launch.configs[0]),
+            )
+
+
+def _is_small(launch: Launch) -> bool:
+    return _configs.size_class(launch.programs) == "few"
 
 
 def measure() -> Iterator[Row]:
