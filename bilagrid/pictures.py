@@ -33,6 +33,7 @@ def luma(picture: images.Picture) -> Tensor:
 
 
 def extent(picture: images.Picture) -> str:
+    """``WIDTHxHEIGHT``."""
     height, width = picture.size
     return f"{width}x{height}"
 

@@ -1,6 +1,6 @@
 """What the commands of `perf` have in common: how a function becomes a command line, what arguments mean, and the device that is measured.
 
-They run where little more than torch is installed, on a borrowed GPU above all: so argparse reads their arguments, not the library that serves the other commands.
+They run where little more than torch is installed, on a borrowed GPU above all: so argparse reads their arguments, not tyro as for the other commands.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 def command(function: Callable[..., int | None], more: str = "") -> Callable[..., int]:
     """The command line of a function, as its module's ``main``.
 
-    Its docstring is the description, to which ``more`` is added, and its ``Args`` are the help. An argument annotated ``bool`` is a flag, ``str`` a text; the others are
-    ``Annotated`` with what `argparse.ArgumentParser.add_argument` takes. An underscore at the end of a name is left out.
+    Its docstring is the description, to which ``more`` is added, and its ``Args`` are the help. An argument annotated ``bool`` is a flag, ``str`` a text; the
+    others are ``Annotated`` with what `argparse.ArgumentParser.add_argument` takes. An underscore at the end of a name is left out.
     """
     name = f"perf.{function.__name__}"
 
@@ -112,6 +112,7 @@ def new_file(out: Path | None, name: str, overwrite: bool) -> Path | None:
 
 
 def is_interpreted() -> bool:
+    """Whether Triton's kernels are interpreted in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -72,17 +72,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-# What tables of another kind have in common: their columns, and what fills them.
+# Columns that tables of another kind have in common.
 WHERE = ("device", "torch", "triton", "numba")
 TIMES = ("repeats", "median_s", "q20_s", "q80_s")
 
 
 def where(device: torch.device) -> tuple[str, ...]:
+    """What fills `WHERE`."""
     found = versions()
     return timing.device_name(device), *(found[package] for package in WHERE[1:])
 
 
 def seconds(times: timing.Times) -> tuple[object, ...]:
+    """What fills `TIMES`."""
     return times.repeats, *(f"{value:.6g}" for value in (times.median, times.q20, times.q80))
 
 
