@@ -36,34 +36,33 @@ Nests = tuple[tuple[Code, tuple[Code, ...]], ...]
 class Program:
     """A kernel's code, and that of its innermost loop, the longest if there are several, where there is one.
 
-    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``atomics`` are the instructions
-    that read, change and write memory in one go. ``nests`` are in the order of the code, and not known on AMD, where a loop's blocks may lie anywhere.
+    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``nests`` are in the order of
+    the code, and not known on AMD, where a loop's blocks may lie anywhere.
     """
 
     whole: Code
     loop: Code | None
     unrolled: int
-    atomics: int
     nests: Nests = ()
-
-
-# NVIDIA's on global and shared memory (REDUX, which is none, goes between a warp's lanes), and AMD's.
-_ATOMIC = re.compile(
-    r"\b(?:ATOM[GS]?|RED[GS]?)\b|\b(?:global|flat|buffer)_atomic|\bds_(?:add|sub|min|max|cmpst|cmpstore)_"
-)
 
 
 def read(compiled: CompiledKernel) -> Program:
     """The program in the compiler's output, for NVIDIA or AMD."""
     if "amdgcn" in compiled.asm:
-        text = compiled.asm["amdgcn"]
-        return Program(*_amd(text), unrolled=1, atomics=len(_ATOMIC.findall(text)))
-    code = _sass(compiled.asm["cubin"])
-    whole, loop, nests = _between_branches(code, _sass_load_bits)
+        return Program(*_amd(compiled.asm["amdgcn"]), unrolled=1)
+    whole, loop, nests = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
     _, written, _ = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
     loads, once = (len(part.load_bits) if part else 0 for part in (loop, written))
-    atomics = sum(len(_ATOMIC.findall(line)) for line in code)
-    return Program(whole, loop, max(round(loads / once), 1) if once else 1, atomics, nests)
+    return Program(whole, loop, max(round(loads / once), 1) if once else 1, nests)
+
+
+# In PTX on global and shared memory (redux, which is none, goes between a warp's lanes), and AMD's.
+_ATOMIC = re.compile(r"\b(?:atom|red)\.|\b(?:global|flat|buffer)_atomic|\bds_(?:add|sub|min|max|cmpst|cmpstore)_")
+
+
+def atomics(compiled: CompiledKernel) -> int:
+    """The instructions that read, change and write memory in one go, as the compiler hands them to the assembler."""
+    return len(_ATOMIC.findall(compiled.asm.get("ptx") or compiled.asm["amdgcn"]))
 
 
 def _sass(cubin: bytes) -> list[str]:

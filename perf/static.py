@@ -47,20 +47,15 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One kernel, compiled in one configuration for one target.
+class Fit:
+    """One kernel, compiled in one configuration for one target, and what it takes there.
 
     Attributes:
         case: the use that the kernel is compiled for, of `perf.uses`.
         precision: torch's for matrix products.
         registers: of a thread; ``spills`` are bytes a thread (registers on AMD).
         shared_bytes: of a program; ``shared_limit`` is what one may have.
-        unit: what the kernel goes through: pixels, nodes of a grid, or elements of what lies between them.
-        instructions_per_pixel: that a thread would issue for one ``unit``: a warp's, times its lanes, over the units that a program handles; counted in the
-            innermost loop where that goes through them, and in the whole program otherwise.
         atomics: instructions that read, change and write memory in one go: none, for the same bits on every run.
-        load_bits: of a lane, in the widest global load.
-        l1_bytes_per_pixel: that a program's lanes ask of L1, or of what lies behind it, for one ``unit``.
     """
 
     case: str
@@ -73,9 +68,23 @@ class Row:
     spills: int
     shared_bytes: int
     shared_limit: int
+    atomics: int
+
+
+@dataclass(frozen=True)
+class Row(Fit):
+    """And what its machine code does.
+
+    Attributes:
+        unit: what the kernel goes through: pixels, nodes of a grid, or elements of what lies between them.
+        instructions_per_pixel: that a thread would issue for one ``unit``: a warp's, times its lanes, over the units that a program handles; counted in the
+            innermost loop where that goes through them, and in the whole program otherwise.
+        load_bits: of a lane, in the widest global load.
+        l1_bytes_per_pixel: that a program's lanes ask of L1, or of what lies behind it, for one ``unit``.
+    """
+
     unit: str
     instructions_per_pixel: float
-    atomics: int
     load_bits: int
     l1_bytes_per_pixel: float
 
@@ -268,18 +277,38 @@ def lanes(config: triton.Config, target: str) -> int:
 
 def measure(job: Job) -> Row:
     """Compile one job and look at what came out."""
+    return measure_launch(*_named(job))
+
+
+def fit(job: Job) -> Fit:
+    """Compile one job and look at what it takes, without reading its machine code, which is half of the time."""
+    named = _named(job)
+    return _fit(compile_launch(*named[1:]), *named)
+
+
+def _named(job: Job) -> tuple[Use, _launch.Launch, triton.Config, str]:
     use = _EVERY_USE[job.use]
     launch = use.launches(job.target)[job.launch]
-    return measure_launch(use, launch, launch.configs[job.config], job.target)
+    return use, launch, launch.configs[job.config], job.target
 
 
 def measure_launch(use: Use, launch: _launch.Launch, config: triton.Config, target: str) -> Row:
     """Compile a launch in one configuration and look at what came out."""
     compiled = compile_launch(launch, config, target)
-    registers, spills = _resources(compiled)
     program = disassembly.read(compiled)
     dealt, threads = share(launch, config), lanes(config, target)
     return Row(
+        **vars(_fit(compiled, use, launch, config, target)),
+        unit=dealt.unit,
+        instructions_per_pixel=dealt.each(program, threads),
+        load_bits=max(program.whole.load_bits, default=0),
+        l1_bytes_per_pixel=dealt.each(program, threads, lambda code: code.load_bytes),
+    )
+
+
+def _fit(compiled: CompiledKernel, use: Use, launch: _launch.Launch, config: triton.Config, target: str) -> Fit:
+    registers, spills = _resources(compiled)
+    return Fit(
         case=use.name,
         kernel=launch.kernel.__name__,
         config=label(config),
@@ -290,25 +319,26 @@ def measure_launch(use: Use, launch: _launch.Launch, config: triton.Config, targ
         spills=spills,
         shared_bytes=compiled.metadata.shared,
         shared_limit=TARGETS[target].shared_limit,
-        unit=dealt.unit,
-        instructions_per_pixel=dealt.each(program, threads),
-        atomics=program.atomics,
-        load_bits=max(program.whole.load_bits, default=0),
-        l1_bytes_per_pixel=dealt.each(program, threads, lambda code: code.load_bytes),
+        atomics=disassembly.atomics(compiled),
     )
 
 
-def survey(todo: Sequence[Job]) -> Iterator[Row]:
-    """The rows of some jobs, compiled side by side."""
+def survey(todo: Sequence[Job], look: Callable[[Job], Fit] = measure) -> Iterator[Fit]:
+    """The rows of some jobs, compiled side by side: each looked at by `measure`, or `fit`."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(measure, todo)
+        yield from pool.map(look, todo)
 
 
 _Targets = Annotated[Sequence[str], {"nargs": "+", "choices": TARGETS, "metavar": "TARGET"}]
 
 
 def static(
-    *, target: _Targets = tuple(TARGETS), chosen: bool = False, tiles: bool = False, json_: bool = False
+    *,
+    target: _Targets = tuple(TARGETS),
+    chosen: bool = False,
+    tiles: bool = False,
+    fits: bool = False,
+    json_: bool = False,
 ) -> None:
     """What the compiler says of every kernel, for GPUs that need not be there.
 
@@ -323,15 +353,16 @@ def static(
         target: architectures to compile for: %(choices)s (default: all)
         chosen: only the configurations that kernels are launched in
         tiles: also grids of 4 to 64 planes and 1 to 32 channels
+        fits: only registers, spills and shared memory, in half the time
         json_: a JSON list of objects in place of a table
     """
     arguments.check_compiled("an interpreted kernel cannot be compiled")
-    fields = [field.name for field in dataclasses.fields(Row)]
+    fields = [field.name for field in dataclasses.fields(Fit if fits else Row)]
     todo = jobs(target, chosen_only=chosen, tiles=tiles)
     if not json_:
         print("\t".join(fields))
     rows = []
-    for row in survey(todo):
+    for row in survey(todo, fit if fits else measure):
         rows.append(dataclasses.asdict(row))
         if sys.stderr.isatty():
             print(

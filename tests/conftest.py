@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,44 +22,10 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
 from bilagrid.ops import _backend  # noqa: E402
-
-
-def _patch_once_a_launch() -> None:
-    """Makes interpreted tests nearly twice as fast.
-
-    The interpreter replaces Triton's functions by its own at every call of a function that a kernel calls, where once a launch would do.
-    """
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    patch: Callable[[Any], Any] = interpreter._patch_lang
-    patched: set[int] = set()
-
-    def patch_once(function: Any) -> Any:
-        # A module is patched as a whole; the first to be patched in a launch is the kernel's, and only its scope is restored.
-        module = id(function.__globals__)
-        if module in patched:
-            return interpreter._LangPatchScope()
-        scope = patch(function)
-        # As later versions have it: that of 3.6 makes an int of an array of one number, which NumPy deprecates and from 2.4 on refuses.
-        tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
-        patched.add(module)
-        restore = scope.restore
-
-        def forget_and_restore() -> None:
-            patched.clear()
-            restore()
-
-        scope.restore = forget_and_restore
-        return scope
-
-    interpreter._patch_lang = patch_once
-
+from tests import interpreter  # noqa: E402
 
 if not HAS_CUDA:
-    _patch_once_a_launch()
+    interpreter.hasten()
     # Now, while the flag is set: a test may take it away, and what is decorated then would ask for a GPU.
     with contextlib.suppress(ImportError):
         for op in ("splat", "blur", "slice", "slice_apply", "slice_points", "curves", "total_variation"):

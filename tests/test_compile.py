@@ -18,6 +18,8 @@ TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx
 
 # One architecture for each answer of the precision table and for each compiler behind it; the others follow in the slow test.
 QUICK = ("sm_75", "gfx1100")
+# In these all tilings are compiled too, beside the chosen configurations.
+TILED = ("sm_90", "sm_80", "gfx942")
 
 
 def compile_for(target: str, *options: str) -> list[dict[str, Any]]:
@@ -76,18 +78,19 @@ def test_instructions_a_pixel_stay_within_budget(
 
 @pytest.mark.parametrize("target", QUICK)
 def test_chosen_configurations_fit(target: str) -> None:
-    assert_fits(compile_for(target, "--chosen"))
+    # AMD's compiler gives machine code as text, which is read along here; NVIDIA's is taken apart for sm_90 alone.
+    assert_fits(compile_for(target, "--chosen", *(["--fits"] if target.startswith("sm") else [])))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [name for name in TARGETS if name not in (*QUICK, "sm_90")])
+@pytest.mark.parametrize("target", [name for name in TARGETS if name not in (*QUICK, *TILED, "sm_90")])
 def test_chosen_configurations_fit_elsewhere(target: str) -> None:
-    assert_fits(compile_for(target, "--chosen"))
+    assert_fits(compile_for(target, "--chosen", "--fits"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_90", "sm_80", "gfx942"])
+@pytest.mark.parametrize("target", TILED)
 def test_products_stay_in_registers_for_any_planes_and_channels(target: str) -> None:
-    rows = compile_for(target, "--chosen", "--tiles")
+    rows = compile_for(target, "--chosen", "--tiles", "--fits")
     assert_fits(rows)
     assert {row["case"] for row in rows} >= {f"splat and slice, C={c}, D={d}, coarse" for c in (1, 32) for d in (4, 64)}
