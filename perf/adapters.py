@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 
 from perf import timing
-from perf.cases import CELL_CENTERED, SIGMA_COLOR, Case, GridSpec, Problem, Tensors
+from perf.cases import CELL_CENTERED, RESOLUTIONS, SIGMA_COLOR, Case, GridSpec, Problem, Tensors
 
 Run = Callable[[Tensors], Tensor]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """That a peer takes at least so many ``times`` what ours takes, on a device, in a direction, on images of a size."""
+
+    device: str
+    direction: str
+    image: tuple[int, int]
+    times: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Peer:
         exact: computes what ours computes, and does not only approximate the same filter.
         memory: bytes that it takes for a case beyond what ours does.
         note: what should be known of its times.
+        goals: what we aim at.
     """
 
     name: str
@@ -46,6 +57,12 @@ class Peer:
     exact: bool = True
     memory: Callable[[Case], int] = lambda case: 0
     note: Callable[[], str] = lambda: ""
+    goals: tuple[Goal, ...] = ()
+
+    def goal(self, device: str, direction: str, image: tuple[int, int]) -> float | None:
+        """How many times ours it should take there, if that is said."""
+        here = (goal.times for goal in self.goals if (goal.device, goal.direction, goal.image) == (device, direction, image))  # fmt: skip
+        return next(here, None)
 
     @property
     def version(self) -> str:
@@ -178,6 +195,10 @@ _FUSED = "git clone https://github.com/harry7557558/fused-bilagrid && pip instal
 _LIBRARY = "put gsplat's folder examples on PYTHONPATH, and pip install tensorly"
 _EXTRA = 'python -m pip install -c constraints.txt -e ".[peers]"'
 
+BOTH = "forward and backward"
+_HD, _4K, _PHOTOGRAPH = RESOLUTIONS["1080p"], RESOLUTIONS["4k"], (1536, 2560)
+_FUSED_GOALS = (Goal("cuda", "forward", _4K, 3), Goal("cuda", "backward", _4K, 10))
+
 PEERS = (
     Peer(
         "grid_sample",
@@ -186,6 +207,12 @@ PEERS = (
         "5-D grid_sample and an affine map, eager",
         "",
         _grid_sample,
+        goals=(
+            Goal("cpu", "forward", _HD, 20),
+            Goal("cpu", BOTH, _HD, 10),
+            Goal("cuda", "forward", _4K, 20),
+            Goal("cuda", "backward", _4K, 20),
+        ),
     ),
     Peer(
         "grid_sample-compiled",
@@ -213,6 +240,7 @@ PEERS = (
         partial(_fused_bilagrid, regular=False),
         kind="half-pixel",
         devices=("cuda",),
+        goals=_FUSED_GOALS,
     ),
     Peer(
         "fused_bilagrid-uniform",
@@ -224,6 +252,7 @@ PEERS = (
         kind="corner-aligned",
         devices=("cuda",),
         note=_calibration,
+        goals=_FUSED_GOALS,
     ),
     Peer(
         "halide",
@@ -235,6 +264,7 @@ PEERS = (
         devices=("cpu",),
         gradients=False,
         exact=False,
+        goals=(Goal("cpu", "forward", _PHOTOGRAPH, 1 / 1.2),),
     ),
     Peer(
         "opencv",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perf import arguments, cases, checks, rows, timing
-from perf.adapters import PEERS, Peer
+from perf.adapters import BOTH, PEERS, Peer
 from perf.arguments import Device, Out, Resolutions, Threads
 from perf.cases import Case, Problem
 from perf.inputs import GUIDES
@@ -24,7 +24,6 @@ _GRID, _FILTER_GRID = "16x16x8", "sigma8"
 _RESOLUTIONS = {"cpu": [cases.RESOLUTIONS["1080p"]], "cuda": [cases.RESOLUTIONS["4k"], (3000, 4000)]}
 # That of Halide's published times, and one for peers that need the memory of every pixel's whole window.
 _FILTERED = {"cpu": [(1536, 2560), (256, 256)], "cuda": [(1536, 2560), cases.RESOLUTIONS["1080p"]]}
-_BOTH = "forward and backward"
 _FORWARD, _BACKWARD = cases.DIRECTIONS
 
 # In dB below the largest value. Published grids round each pixel to a node and come to 42 dB of the exact filter; a grid's derivative
@@ -100,7 +99,7 @@ class Session:
             return [f"{comparison.ours}: {error}"]
         ours = comparison.problem(self.device)
         agreed, wrong = self._check(comparison, ours)
-        for direction in (_FORWARD, _BOTH, _BACKWARD):
+        for direction in (_FORWARD, BOTH, _BACKWARD):
             peers = {peer: run for peer, run in agreed.items() if peer.gradients or direction == _FORWARD}
             if peers:
                 try:
@@ -132,28 +131,31 @@ class Session:
         case = replace(comparison.case, direction=direction)
         problems = {comparison.ours: ours} | {peer.name: theirs for peer, theirs in peers.items()}
         works = {
-            name: cases.step(problem) if direction == _BOTH else cases.work(case, problem)
+            name: cases.step(problem) if direction == BOTH else cases.work(case, problem)
             for name, problem in problems.items()
         }
         times = timing.take_turns(works, self.device, self.repeats)
-        parts = cases.DIRECTIONS if direction == _BOTH else (direction,)
+        parts = cases.DIRECTIONS if direction == BOTH else (direction,)
         moved = sum(cases.cost(replace(case, direction=part), ours.sizes).bytes for part in parts)
-        print(table(str(case), times, moved, self.machine.copy_bytes_per_s))
-        if self.file and direction != _BOTH:
+        aims = {peer.name: peer.goal(self.device.type, direction, case.image) for peer in peers}
+        print(table(str(case), times, moved, self.machine.copy_bytes_per_s, aims))
+        if self.file and direction != BOTH:
             machines = {peer.name: replace(self.machine, backend=peer.version) for peer in peers}
             for name, taken in times.items():
                 self.file.add(rows.row_of(case, ours, machines.get(name, self.machine), name, taken))
 
 
-def table(title: str, times: dict[str, timing.Times], moved: int, copied: float) -> str:
-    """The times in milliseconds, over the first's, and as a share of the speed of a copy."""
+def table(title: str, times: dict[str, timing.Times], moved: int, copied: float, aims: dict[str, float | None]) -> str:
+    """The times in milliseconds, over the first's, and as a share of the speed of a copy; and what they are aimed to be over the first's."""
     first = next(iter(times.values())).median
     lines = ["", f"{title}: {moved / 1e6:.4g} MB must move"]
-    lines.append(f"{'':26}{'median ms':>10}{'0.2 to 0.8 quantile':>24}{'of ours':>10}{'of a copy':>12}")
+    lines.append(f"{'':26}{'median ms':>10}{'0.2 to 0.8 quantile':>24}{'of ours':>10}{'of a copy':>12}  goal")
     for name, taken in times.items():
         low, middle, high = (f"{1e3 * value:.4g}" for value in (taken.q20, taken.median, taken.q80))
         ratio, share = f"{taken.median / first:.2f}x", f"{100 * moved / taken.median / copied:.3g} %"
-        lines.append(f"{name:26}{middle:>10}{f'{low} to {high}':>24}{ratio:>10}{share:>12}")
+        aim = aims.get(name)
+        goal = "" if aim is None else f"  {aim:.3g}x, {'reached' if taken.median >= aim * first else 'missed'}"
+        lines.append(f"{name:26}{middle:>10}{f'{low} to {high}':>24}{ratio:>10}{share:>12}{goal}")
     return "\n".join(lines)
 
 

@@ -241,6 +241,18 @@ def test_works_take_turns() -> None:
     assert [taken.repeats for taken in times.values()] == [3, 3, 3]
 
 
+def test_the_table_says_whether_goals_are_reached() -> None:
+    taken = {
+        name: timing.Times(median, median, median, 3) for name, median in (("ours", 1e-3), ("a", 30e-3), ("b", 9e-3))
+    }
+    lines = peers.table("a case", taken, 10**6, 1e9, {"a": 20.0, "b": 10.0}).splitlines()
+    assert lines[-2].endswith("20x, reached")
+    assert lines[-1].endswith("10x, missed")
+    assert named("grid_sample").goal("cuda", "backward", (2160, 3840)) == 20
+    assert named("fused_bilagrid-uniform").goal("cuda", "backward", (2160, 3840)) == 10
+    assert named("grid_sample").goal("cpu", "forward", (20, 36)) is None
+
+
 def on_gpu(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": path or f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=environment, check=False)
