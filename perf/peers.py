@@ -180,8 +180,8 @@ def peers(
     reported, never timed, and the exit code is then 1. All take turns, first in one round and last in the next, and a cache is
     overwritten between any two.
 
-    A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, and the speed of the bytes
-    that must move as a share of a copy's, measured in the same run. Images are float32, grids 16x16x8 with 12 channels; filters
+    A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, the speed of the bytes that
+    must move as a share of a copy's, measured in the same run, and the ratio aimed at where there is one. Images are float32, grids 16x16x8 with 12 channels; filters
     have a sigma of 8 pixels and 0.1.
 
     examples:

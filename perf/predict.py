@@ -95,6 +95,15 @@ def _tensors(launch: Launch) -> list[Tensor]:
     return [value for value in launch.arguments.values() if isinstance(value, Tensor)]
 
 
+def _sizes(launch: Launch) -> dict[int, int]:
+    """Bytes of each storage that a launch goes through: of a bank those of the grids that its index names."""
+    sizes = {_storage(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(launch)}
+    bank, index = launch.arguments.get("grid_ptr"), launch.arguments.get("index_ptr")
+    if isinstance(bank, Tensor) and isinstance(index, Tensor):
+        sizes[_storage(bank)] = bank[0].numel() * bank.element_size() * min(len(bank), index.numel())
+    return sizes
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -107,7 +116,7 @@ def _bytes(launches: Sequence[Launch], outside: set[int], cache: float) -> list[
     """
     moved = []
     for launch in launches:
-        sizes = {_storage(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(launch)}
+        sizes = _sizes(launch)
         moved.append(sum(size for storage, size in sizes.items() if size > cache or storage in outside))
         outside = outside - {storage for storage, size in sizes.items() if size <= cache}
     return moved

@@ -372,3 +372,8 @@ def test_a_prediction_counts_what_must_come_from_memory() -> None:
         moved = predict._bytes(launches, outside, cache=1e12)
         assert sum(moved) == pytest.approx(cases.cost(case, problem.sizes).bytes, rel=1e-3)
         assert sum(moved) >= bytes_a_pixel * math.prod(size)
+
+    case = Case("slice_apply_bank", "forward", "random", "float32", size, "16x16x8")
+    launches, outside = predict._record(case, cases.problem(case, CPU), "sm_90")
+    moved = predict._bytes(launches, outside, cache=1e12)
+    assert sum(moved) == pytest.approx(28 * math.prod(size), rel=1e-2), "of a bank of 256 grids one is read"
