@@ -52,11 +52,11 @@ def test_the_loops_are_kornia(border: str, kind: str) -> None:
 WINDOWS = {
     (13, 2.0): 53, (31, 5.0): 53, (49, 8.0): 53, (7, 1.0): 53, (5, 0.5): 53,
     (21, 5.0): 49, (5, 1.0): 49,
-    (3, 1.5): 43, (5, 1.5): 43, (5, 3.0): 43, (9, 3.0): 43, (11, 5.0): 43, (25, 8.0): 43,
+    (3, 1.5): 38, (5, 1.5): 38, (5, 3.0): 38, (9, 3.0): 38, (11, 5.0): 38, (25, 8.0): 38, (3, 10.0): 38,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["camera", "coins", "brick"])
+@pytest.mark.parametrize("name", ["camera", "coins", "brick", "page"])
 @pytest.mark.parametrize(("window", "space"), WINDOWS)
 @pytest.mark.parametrize("color", [0.1, 0.2])
 def test_accuracy_of_one_channel(name: str, window: int, space: float, color: float) -> None:
@@ -103,6 +103,26 @@ def test_unequal_sigmas(along: int) -> None:
     window, space = ((25, 9), (4.0, 1.5)) if along == 0 else ((3, 25), (0.8, 4.0))
     found = bilateral_blur(image, window, 0.2, space)
     assert psnr(found, exact(image, image, window, 0.2, space, "reflect", "l1")) >= 53
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_batch() -> None:
+    image, guidance = torch.rand(2, 2, 12, 14), torch.rand(2, 1, 12, 14)
+    colors, spaces = torch.tensor([0.1, 0.3]), torch.tensor([[1.0, 2.0], [3.0, 1.5]])
+    for space in (spaces, spaces[:1]):
+        found = joint_bilateral_blur(image, guidance, (5, 7), colors, space, guide_range=(0, 1))
+        for n in range(2):
+            one = np.s_[n : n + 1]
+            alone = joint_bilateral_blur(
+                image[one],
+                guidance[one],
+                (5, 7),
+                colors[one],
+                space[one] if len(space) > 1 else space,
+                guide_range=(0, 1),
+            )
+            torch.testing.assert_close(found[one], alone, rtol=0, atol=0)
+    none = joint_bilateral_blur(image[:0], guidance[:0], 5, colors[:0], spaces[:0], guide_range=(0, 1))
+    assert none.shape == (0, 2, 12, 14)
 
 
 def test_sigmas_for_each_image() -> None:
