@@ -63,8 +63,8 @@ def colorize(
 
     Raises:
         TypeError: a dtype that is not floating (or bool, of the mask), or an argument of another kind.
-        ValueError: shapes that do not fit, numbers out of range, an image on the CPU whose values are far from [0, 1], an image without any stroke, which is looked for where it can be (not under vmap or
-            torch.compile), or sigmas so small that the grid would not fit in memory.
+        ValueError: shapes that do not fit, numbers out of range, an image or strokes on the CPU whose values are far from [0, 1], an image without any
+            stroke, which is looked for where it can be (not under vmap or torch.compile), or sigmas so small that the grid would not fit in memory.
 
     Gradients: to image, scribbles and mask, of any order in reverse mode, by solving with the same matrix once more. Deterministic. The solve takes conjugate
     gradients until the residual has gone down by 1e-6 (1e-12 in float64), at most 1000 steps; every 8 steps the host looks whether all images are
@@ -106,6 +106,7 @@ def colorize(
     # Chosen, not multiplied: 0 times NaN is NaN.
     weight = torch.where(known, mask.to(dtype), 0)[:, None]
     strokes = torch.where(known[:, None], scribbles.to(dtype), 0)
+    refuse_other_scales(scribbles=torch.where(strokes.isfinite(), strokes, 0))
     # Red and blue beyond luma; green follows.
     chroma = strokes[:, ::2] - luma(strokes)[:, None]
     given = splat_(torch.cat([weight * chroma, weight], 1), guide, lattice)

@@ -20,7 +20,7 @@ from bilagrid.ops.splat import splat_
 _WINDOW = 1 / 16
 _ENDLESS = 1e10
 _LEAST_BINS = 16
-# A node a bin; and in the plane, at the least, as many a sigma as keep the window within 1.5 % of its pixels of the Gaussian.
+# A node a bin; and in the plane, at the least, as many a sigma as leave at most 5 % of the window's weight elsewhere than the Gaussian has it.
 _NODES = (1.0, 1.25, 1.25)
 
 # Of a flash merge: the default reach, as a share of the longer side; the published constant that keeps the detail of black finite; between which values
@@ -61,7 +61,8 @@ def equalize_histogram(
 
     Returns:
         ``(N, 1 or 3, H, W)`` in the image's dtype. Values are told apart within about two bins: F lies between its exact values two bins below and
-        above, give or take 1.5 %, by which the grid's window differs from the Gaussian.
+        above, give or take the share of the window's weight that the grid has elsewhere than the Gaussian: at most 5 %, and 2 % where ``sigma_space`` is 16
+        pixels or more.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.

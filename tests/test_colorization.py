@@ -271,7 +271,7 @@ def test_gradients() -> None:
 def test_gradients_where_colours_do_not_fit() -> None:
     generator = torch.Generator().manual_seed(2)
     image = (off_nodes((1, 1, 4, 5), 2, generator) / 2 + 0.375).requires_grad_()
-    colours = torch.rand(1, 3, 4, 5, generator=generator, dtype=torch.float64).mul(4).requires_grad_()
+    colours = torch.rand(1, 3, 4, 5, generator=generator, dtype=torch.float64).mul(2).requires_grad_()
     mask = torch.ones(1, 4, 5, dtype=torch.bool)
 
     def run(image: Tensor, colours: Tensor) -> Tensor:
@@ -292,6 +292,7 @@ REFUSED = {
     "no stroke": ((IMAGE, COLOURS, ONE), {}, ValueError, "mask must mark a stroke in every image, got none in image 1 of the batch"),
     "negative weights": ((IMAGE, COLOURS, -MASK.float()), {}, ValueError, "mask must mark a stroke in every image, got none in image 0"),
     "8 bits": ((255 * IMAGE, COLOURS, MASK), {}, ValueError, "image must hold values from 0 to 1, got .* divide by their white"),
+    "strokes of 8 bits": ((IMAGE, 255 * COLOURS, MASK), {}, ValueError, "scribbles must hold values from 0 to 1, got .* divide by their white"),
     "no smoothness": ((IMAGE, COLOURS, MASK), {"smoothness": 0}, ValueError, "smoothness must be a finite number above 0, got 0"),
     "no space": ((IMAGE, COLOURS, MASK), {"sigma_space": 0}, ValueError, "sigma_space must be"),
     "a tiny space": ((IMAGE, COLOURS, MASK), {"sigma_space": 1e-5}, ValueError, "need a grid of"),

@@ -19,7 +19,7 @@ data = pytest.importorskip(
     "skimage.data", reason="the photographs come with scikit-image: pip install 'bilagrid[images]'"
 )
 
-# How far a grid's window is from the Gaussian, as a share of its pixels.
+# How far a grid's window is from the Gaussian on these photographs, as a share of its pixels.
 WINDOW = 0.015
 
 
@@ -49,6 +49,21 @@ def test_equalisation_lies_within_two_bins_of_the_exact_one(name: str, space: fl
         assert found.dtype == dtype
         assert (numpy64(found[0, 0]) >= least - WINDOW).all()
         assert (numpy64(found[0, 0]) <= most + WINDOW).all()
+
+
+@pytest.mark.parametrize(("space", "most"), [(5.0, 0.05), (9.0, 0.05), (16.0, 0.02)])
+def test_the_window_of_equalisation(space: float, most: float) -> None:
+    """Which pixels count how much is read off images of two values, one column each: the sum of the differences bounds what any image can show."""
+    extent = math.ceil(4 * space)
+    columns = torch.eye(extent, dtype=torch.float64)[:, None, None].expand(-1, 1, 3, -1)
+    # The share of a white pixel is a half, and half of what the black column weighs.
+    seen = bilagrid.equalize_histogram(1 - columns, sigma_space=space, bins=16)[:, 0, 1]
+    found = numpy64(2 * (seen - 0.5) * (1 - columns[:, 0, 1]))
+    place = np.arange(extent)
+    wanted = np.exp(-((place[:, None] - place) ** 2) / (2 * space**2))
+    off = np.abs(found - (wanted / wanted.sum(0)) * (1 - np.eye(extent))).sum(0) / 2
+    # Of a window in the plane, twice that of one along a line, at the most.
+    assert off.max() <= most / 2
 
 
 def test_fine_bins_come_near_to_the_exact_one() -> None:
