@@ -75,6 +75,12 @@ EXPORTED: dict[str, tuple[nn.Module, tuple[object, ...], Callable[[int, int], tu
         lambda h, w: (*_pixels(h // 3, w // 2), _pixels(h, w)[1]),
     ),
     "tonemap": (modules.Tonemap(sigma_space=2), (IMAGE,), lambda h, w: _pixels(h, w)[:1]),
+    "equalize_histogram": (modules.EqualizeHistogram(sigma_space=3), (IMAGE,), lambda h, w: _pixels(h, w)[:1]),
+    "merge_flash": (
+        modules.MergeFlash(sigma_space=2, exposure=0.2),
+        (IMAGE, IMAGE),
+        lambda h, w: (_pixels(h, w)[0], _pixels(h, w)[0].flip(3)),
+    ),
     "fit": (modules.Fit((4, 3, 5)), (IMAGE, IMAGE), lambda h, w: (_pixels(h, w)[0], _pixels(h, w)[0].sqrt())),
     "guided_upsample": (
         modules.GuidedUpsample(size=(4, 3, 5)),
@@ -171,6 +177,22 @@ IMPOSSIBLE: dict[str, tuple[Callable[[], object], str]] = {
     "a global fit in torch.export": (
         lambda: torch.export.export(modules.Fit((4, 3, 5), method="global"), (_rand(1, 3, 30, 37),) * 2),
         "Could not guard on data-dependent expression",
+    ),
+    "colorize in torch.export": (
+        lambda: torch.export.export(modules.Colorize(), (*_pixels(30, 37)[:1], *_pixels(30, 37))),
+        "Could not guard on data-dependent expression",
+    ),
+    "equalize_histogram's own sigma in torch.export": (
+        lambda: torch.export.export(
+            modules.EqualizeHistogram(), (_rand(1, 3, 30, 37),), dynamic_shapes=(IMAGE,)
+        ).module()(_rand(1, 3, 60, 90)),
+        "Guard failed|Constraints violated",
+    ),
+    "merge_flash's own sigma in torch.export": (
+        lambda: torch.export.export(
+            modules.MergeFlash(), (_rand(1, 3, 90, 111), _rand(1, 3, 90, 111)), dynamic_shapes=(IMAGE, IMAGE)
+        ).module()(_rand(1, 3, 160, 190), _rand(1, 3, 160, 190)),
+        "Guard failed|Constraints violated",
     ),
     "a filter that measures its range in torch.export": (
         lambda: torch.export.export(modules.BilateralFilter(2, 0.2), (_rand(1, 1, 30, 37),)),

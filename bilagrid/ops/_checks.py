@@ -17,8 +17,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def number(name: str, value: Any) -> float:
     """A real number, of Python or NumPy; under torch.compile a constant of the graph."""
+    if torch.compiler.is_compiling() and isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return guard_scalar(value)
     if isinstance(value, (int, float)):
-        return guard_scalar(value) if torch.compiler.is_compiling() else value
+        return value
     if isinstance(value, Real):
         return float(value)
     raise TypeError(f"{name} must be a number, got {value!r}")
