@@ -28,13 +28,18 @@ class Code:
         return sum(self.load_bits) / 8
 
 
+def _reads_most(loop: Code) -> tuple[bool, int]:
+    """Orders loops: those that go through pixels or nodes load them, those that add up or store what was found need not."""
+    return bool(loop.load_bits), loop.instructions
+
+
 # Loops that lie in no other, each with those directly in it.
 Nests = tuple[tuple[Code, tuple[Code, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel's code, and that of its innermost loop, the longest if there are several, where there is one.
+    """A kernel's code, and that of its innermost loop where there is one: of several, the longest that loads.
 
     ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``nests`` are in the order of
     the code, and not known on AMD, where a loop's blocks may lie anywhere.
@@ -77,7 +82,7 @@ def _sass(cubin: bytes) -> list[str]:
 
 
 def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> tuple[Code, Code | None, Nests]:
-    """The whole, the longest loop that holds no other, and the outermost loops: all from a label to the last branch back to it."""
+    """The whole, of the loops that hold no other the longest that loads, and the outermost loops: all from a label to the last branch back to it."""
     starts: dict[str, int] = {}
     ends: dict[int, int] = {}
     bits: list[int] = []
@@ -101,16 +106,16 @@ def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> 
     def outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return [span for span in spans if not any(span in inside(other) for other in spans)]
 
-    longest = max((s for s in ends.items() if not inside(s)), key=lambda span: span[1] - span[0], default=None)
+    longest = max((code(*s) for s in ends.items() if not inside(s)), key=_reads_most, default=None)
     nests = tuple(
         (code(*span), tuple(code(*each) for each in outermost(inside(span))))
         for span in outermost(sorted(ends.items()))
     )
-    return code(0, len(bits)), None if longest is None else code(*longest), nests
+    return code(0, len(bits)), longest, nests
 
 
 def _amd(text: str) -> tuple[Code, Code | None]:
-    """The whole, and the longest loop of those that LLVM's comments call inner: its blocks may lie anywhere."""
+    """The whole, and of the loops that LLVM's comments call inner the longest that loads: its blocks may lie anywhere."""
     block = loop = ""
     loops: dict[str, list[int]] = {}
     inner: set[str] = set()
@@ -127,9 +132,8 @@ def _amd(text: str) -> tuple[Code, Code | None]:
         if re.match(r"\t(?!s_nop)[a-z]\w+", code):
             whole.append(_amd_load_bits(code.strip()))
             loops.setdefault(loop, []).append(whole[-1])
-    longest = max((loops[name] for name in inner), key=len, default=None)
     as_code = lambda bits: Code(len(bits), tuple(filter(None, bits)))  # noqa: E731
-    return as_code(whole), None if longest is None else as_code(longest)
+    return as_code(whole), max((as_code(loops[name]) for name in inner), key=_reads_most, default=None)
 
 
 def _sass_load_bits(line: str) -> int:

@@ -222,12 +222,16 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
     name = launch.kernel.__name__
     planes, channels = given.get("PLANES", 1), given.get("CHANNELS", 1)
     tiles = triton.cdiv(given.get("D", 1), planes) * triton.cdiv(channels, given.get("TILE_C", 16))
-    if "PIXELS" in given or "CELLS" in given:
+    if name in ("_reduce_cells_kernel", "_reduce_columns_kernel", "_reduce_nodes_kernel"):
         image = given["image_ptr"]
         pixels = image.shape[0] * image.shape[2] * image.shape[3]
-        # Every tile reads every pixel; where a lane owns cells, a strip begins a row of cells early.
-        repeats = tiles if "PIXELS" in given else tiles * (1 + 1 / given["strip_rows"])
-        return Share("pixel", given.get("PIXELS", given.get("CELLS")) / repeats, pixels, True)
+        if name == "_reduce_columns_kernel":
+            turn = given["COLUMNS"] * given["ROWS"]
+        else:
+            # Where a lane owns cells, a strip begins a row of cells early.
+            turn = given["PIXELS"] if "PIXELS" in given else given["CELLS"] / (1 + 1 / given["strip_rows"])
+        # Every tile reads every pixel.
+        return Share("pixel", turn / tiles, pixels, True)
     if name in ("_curves_kernel", "_curves_bwd_kernel"):
         curves, knots = given["shifts_ptr"].shape
         count = launch.programs * launch.configs[0].kwargs["BLOCK"]
@@ -247,8 +251,10 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         return Share("point", given["BLOCK"], given["count"], False, loads)
     if name == "_interpolate_rows_kernel":
         return Share("table element", given["BLOCK"], given["table_ptr"].numel(), True)
-    if name == "_combine_cells_kernel":
-        return Share("partial sum", 16 * planes, given["partial_ptr"].numel(), True)
+    if name == "_combine_kernel":
+        # Of a block's slots most often one is full, and each of four nodes reads a quarter of it.
+        count = given["partial_ptr"].numel() / given["slots"]
+        return Share("partial sum", given["PARTS"] * given["TILE_C"] * planes, count, True)
     if name == "_sum_differences_kernel":
         return Share("node", given["BLOCK"], given["grid_ptr"].numel(), True)
     if name == "_total_kernel":

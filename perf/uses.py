@@ -176,12 +176,12 @@ USES = [
 ]
 
 
-def _tile_use(channels: int, depth: int, regime: _regime.Regime) -> Use:
+def _tile_use(channels: int, depth: int, regime: _regime.Regime, precision: str = "highest") -> Use:
     def run(dtype: torch.dtype, device: str, height: int) -> None:
         with _regime.override(regime=regime):
             _features(dtype, device, height, channels=channels, depth=depth)
 
-    return Use(f"splat and slice, C={channels}, D={depth}, {regime}", torch.float32, run)
+    return Use(f"splat and slice, C={channels}, D={depth}, {regime}", torch.float32, run, precision=precision)
 
 
 _DEPTHS = (4, 8, 16, 32, 64)
@@ -193,5 +193,6 @@ TILE_USES = [
     *(Use(f"blur, {taps} taps to each side", torch.float32, partial(_smooth, sigma=taps / 3)) for taps in (1, 4, 8)),
     Use("blur, 8 taps to each side", torch.float64, partial(_smooth, sigma=8 / 3)),
     *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
+    *(_tile_use(c, d, "coarse", "high") for d in _DEPTHS for c in (3, 12, 32)),
     *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),
 ]

@@ -146,10 +146,12 @@ def example(channels: int, size: tuple[int, int, int], image_size: tuple[int, in
     return Problem(channels=channels, size=size, image_size=image_size, kind=kind, backend="any", **given)
 
 
-# For the coarse kernels: rows of two blocks, a cell of two strips, each of more pixels than a product takes at once.
+# For the coarse kernels: rows of two blocks, each of more pixels than a product takes at once.
 COARSE = example(3, (4, 2, 2), (6, 130), "half_pixel", strides="interleaved")
 # More planes and channels than one product has.
 COARSE_TILES = example(17, (18, 1, 2), (2, 310), "cell_centered")
+# For the coarse reduction by columns: blocks that hold several cells, a cell of two strips.
+COARSE_STRIPS = example(1, (3, 2, 6), (17, 40), "corner_aligned")
 # For the fine kernels: rows of two blocks of nodes and of two blocks of pixels.
 FINE_BLOCKS = example(2, (3, 2, 130), (2, 131), "corner_aligned")
 

@@ -28,7 +28,7 @@ from bilagrid.gpu import (
 )
 from bilagrid.lattice import Lattice
 from perf.uses import USES as USES_OF_PERF
-from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem
+from tests.helpers import COARSE, COARSE_STRIPS, COARSE_TILES, FINE_BLOCKS, Problem
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -66,7 +66,7 @@ def test_large_images_are_addressed_with_int64() -> None:
         slice_apply.slice_apply(meta(1, 12, 8, 16, 16), guide, image, lattice, offset=True)
         slice_apply.slice_apply_bwd_grid(guide, image, image, lattice, offset=True)
     wide = {launch.kernel.__name__ for launch in launches if launch.arguments.get("WIDE")}
-    assert wide >= {"_slice_apply_coarse_kernel", "_reduce_cells_kernel"}
+    assert wide >= {"_slice_apply_coarse_kernel", "_reduce_columns_kernel"}
 
 
 def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
@@ -79,8 +79,8 @@ def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_ima
 
 @pytest.mark.parametrize(
     ("problem", "regime", "channels"),
-    [(COARSE, "coarse", 12), (COARSE_TILES, "coarse", 17), (FINE_BLOCKS, "fine", 1)],
-    ids=["coarse", "coarse tiles", "fine blocks"],
+    [(COARSE, "coarse", 12), (COARSE_TILES, "coarse", 17), (COARSE_STRIPS, "coarse", 1), (FINE_BLOCKS, "fine", 1)],
+    ids=["coarse", "coarse tiles", "coarse strips", "fine blocks"],
 )
 def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
     assert _regime.choose(channels, problem.size, problem.image_size[1]) == regime
@@ -115,17 +115,41 @@ def test_blur_takes_one_launch_where_a_channel_fits_a_program(size: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    ("architecture", "highest", "high"),
-    [("sm_75", "ieee", "ieee"), ("sm_80", "tf32x3", "tf32"), ("sm_120", "tf32x3", "tf32"), ("gfx942", "ieee", "ieee")],
+    ("architecture", "has_tf32"), [("sm_75", False), ("sm_80", True), ("sm_120", True), ("gfx942", False)]
 )
-def test_precision_obeys_torch(architecture: str, highest: str, high: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_obeys_torch(architecture: str, has_tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     with _regime.override(architecture=architecture):
         monkeypatch.setattr(_regime, "_allows_tf32", lambda: False)
-        assert _regime.dot_precision(device, torch.float32, torch.float16) == highest
-        assert _regime.dot_precision(device, torch.float16, torch.bfloat16) == high
+        assert not _regime.rounds_to_tf32(device, torch.float32, torch.float16)
+        assert _regime.rounds_to_tf32(device, torch.float16, torch.bfloat16) is has_tf32
         monkeypatch.setattr(_regime, "_allows_tf32", lambda: True)
-        assert _regime.dot_precision(device, torch.float32) == high
+        assert _regime.rounds_to_tf32(device, torch.float32) is has_tf32
+
+
+@pytest.mark.parametrize(("rounded", "kernel"), [(False, "_reduce_columns_kernel"), (True, "_reduce_cells_kernel")])
+def test_the_coarse_reduction_is_a_product_where_tf32_will_do(
+    rounded: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_regime, "_allows_tf32", lambda: rounded)
+    with _regime.override(architecture="sm_90"), _launch.record() as launches:
+        splat.splat(meta(1, 3, 1080, 1920), meta(1, 1080, 1920), Lattice.cell_centered((8, 16, 16), (1080, 1920)))
+    assert [launch.kernel.__name__ for launch in launches] == [kernel, "_combine_kernel"]
+
+
+@pytest.mark.parametrize(("channels", "depth"), [(1, 64), (3, 16), (12, 8), (32, 4)])
+def test_the_columns_are_dealt_out_alike_on_every_architecture(channels: int, depth: int) -> None:
+    """But for the number of warps, which changes no sum's order."""
+    lattice = Lattice.cell_centered((depth, 16, 16), (1080, 1920))
+    dealt = []
+    for architecture in ("sm_75", "sm_90", "gfx942", "gfx1100"):
+        with _regime.override(architecture=architecture, regime="coarse"), _launch.record() as launches:
+            splat.splat(meta(1, channels, 1080, 1920), meta(1, 1080, 1920), lattice)
+        columns, _ = launches
+        assert columns.kernel.__name__ == "_reduce_columns_kernel"
+        constants = {name: value for name, value in columns.arguments.items() if not isinstance(value, torch.Tensor)}
+        dealt.append((constants, columns.config.kwargs, columns.programs))
+    assert all(each == dealt[0] for each in dealt)
 
 
 def test_tf32_follows_the_older_setting() -> None:
@@ -263,6 +287,11 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
                 results.extend(slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True))
                 results.append(slice_apply.slice_apply_bwd_grid(AFFINE[1], AFFINE[2], AFFINE[2], LATTICE, offset=True))
                 results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
+        with _regime.override(regime="coarse", architecture="sm_90"), monkeypatch.context() as patch:
+            patch.setattr(_regime, "_allows_tf32", lambda: True)
+            guide, image = AFFINE[1][..., :20], AFFINE[2][..., :20]
+            small = Lattice.cell_centered((3, 2, 3), (2, 20))
+            results.append(slice_apply.slice_apply_bwd_grid(guide, image, image, small, offset=True))
         results.append(curves.curves(AFFINE[2], *CURVES))
         results.extend(curves.curves_bwd(AFFINE[2], *CURVES, AFFINE[1], True))
         index = torch.arange(2).view(1, 2, 1).expand(1, 2, 150)

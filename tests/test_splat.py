@@ -10,7 +10,17 @@ from hypothesis import given
 import bilagrid
 from bilagrid import Lattice
 from bilagrid.ops.splat import splat_
-from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem, assert_near, device_of, numpy64, problems
+from tests.helpers import (
+    COARSE,
+    COARSE_STRIPS,
+    COARSE_TILES,
+    FINE_BLOCKS,
+    Problem,
+    assert_near,
+    device_of,
+    numpy64,
+    problems,
+)
 from tests.reference import lattice as reference
 from tests.reference import slice as slice_reference
 from tests.reference import splat as expected
@@ -20,6 +30,7 @@ from tests.reference import splat as expected
 @given(problem=problems())
 @hypothesis.example(problem=COARSE)
 @hypothesis.example(problem=COARSE_TILES)
+@hypothesis.example(problem=COARSE_STRIPS)
 @hypothesis.example(problem=FINE_BLOCKS)
 def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> None:
     problem = problem.on(backend_in_depth)
@@ -28,6 +39,18 @@ def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> 
     assert grid.dtype == (torch.float64 if problem.dtype == torch.float64 else torch.float32)
     assert grid.is_contiguous()
     assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference, dz))
+
+
+@pytest.mark.parametrize("problem", [COARSE, COARSE_TILES], ids=["cells of two blocks", "tiles"])
+def test_products_equal_reference(triton_backend: str, problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 may be rounded to tf32, of which the interpreter knows nothing; a GPU that has none takes the other way."""
+    regime = pytest.importorskip("bilagrid.gpu._regime")
+    monkeypatch.setattr(regime, "_allows_tf32", lambda: True)
+    _, guide, values = problem.on(triton_backend).tensors()
+    with regime.override(architecture="sm_90" if triton_backend == "interpreter" else None):
+        grid = splat_(values, guide, problem.lattice)
+    rounding = torch.float16 if triton_backend == "cuda" else torch.float32  # tf32 has the digits of a float16
+    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference), rounding)
 
 
 @given(problem=problems())
@@ -83,3 +106,15 @@ def test_a_nan_guide_leaves_its_pixel_out(backend: str) -> None:
     assert_near(bilagrid.splat(values, guide, (4, 2, 2)), bilagrid.splat(without, guide_without, (4, 2, 2)))
     guide[0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
     assert bilagrid.splat(values, guide, (4, 2, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_value_that_is_not_finite_reaches_its_own_columns_alone(backend: str, value: float) -> None:
+    """Of nodes, which in a coarse grid lie within a block of the pixels that a program goes through."""
+    device = device_of(backend)
+    values, guide = torch.ones(1, 1, 4, 60, device=device), torch.full((1, 4, 60), 0.4, device=device)
+    values[0, 0, 1, 22] = value
+    grid = bilagrid.splat(values, guide, (3, 2, 6))
+    finite = grid.isfinite().all(2)[0, 0]
+    assert not finite[0, 1:3].any()
+    assert finite[:, [0, 3, 4, 5]].all()

@@ -368,7 +368,7 @@ def test_a_prediction_counts_what_must_come_from_memory() -> None:
         case = Case("slice_apply", direction, "random", "float32", size, "16x16x8")
         problem = cases.problem(case, CPU)
         launches, outside = predict._record(case, problem, "sm_90")
-        assert "_reduce_cells_kernel" in {launch.kernel.__name__ for launch in launches} or direction == "forward"
+        assert "_reduce_columns_kernel" in {launch.kernel.__name__ for launch in launches} or direction == "forward"
         moved = predict._bytes(launches, outside, cache=1e12)
         assert sum(moved) == pytest.approx(cases.cost(case, problem.sizes).bytes, rel=1e-3)
         assert sum(moved) >= bytes_a_pixel * math.prod(size)

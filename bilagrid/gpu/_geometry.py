@@ -69,7 +69,9 @@ def gather_weights(guide, z, below, D: tl.constexpr, DZ: tl.constexpr):
 @triton.jit
 def tent(t, node):
     """``max(0, 1 - |t - node|)``."""
-    return tl.maximum(1.0 - tl.abs(t - node), 0.0)
+    below_one = 1.0 - tl.abs(t - node)
+    # In float32 a GPU adds and clamps to [0, 1] in one instruction.
+    return tl.maximum(below_one, 0.0) if t.dtype == tl.float64 else tl.clamp(below_one, 0.0, 1.0)
 
 
 @triton.jit
@@ -110,3 +112,26 @@ def pixel_range(lower, upper, per_node, anchor, origin, slack, nodes, size, ACC:
     first = tl.where(lower <= 0, 0, tl.minimum(tl.maximum(first, 0.0), size * 1.0).to(tl.int32))
     last = tl.where(upper >= nodes - 1, size, tl.minimum(tl.maximum(last, 0.0), size * 1.0).to(tl.int32))
     return first, last
+
+
+@triton.jit
+def _any(mask):
+    if mask.type.is_block():
+        return tl.max(mask.to(tl.int32), axis=0) > 0
+    else:
+        return mask
+
+
+@triton.jit
+def first_pixel(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: tl.constexpr):
+    """The first pixel along an axis that lies in ``cell`` or beyond; ``size`` where there is none. Exact, so that no two cells share a pixel."""
+    cell = widen(cell, False)
+    first, _last = pixel_range(cell, cell, per_node, anchor, origin, slack, nodes, size, ACC)
+    first = tl.where(cell > tl.maximum(nodes - 2, 0), size, first)
+    _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
+    short = (below < cell) & (first < size)
+    while _any(short):
+        first += short.to(tl.int32)
+        _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
+        short = (below < cell) & (first < size)
+    return first

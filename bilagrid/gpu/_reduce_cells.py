@@ -1,21 +1,17 @@
-"""The coarse reduction: the pixels of one cell of the xy lattice touch the same four columns of the grid, so a strip of its rows is a small matrix product."""
+"""The coarse reduction where tf32 will do: the pixels of one cell of the xy lattice touch the same four columns of the grid, so a strip of its rows is a small
+matrix product."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, pixel_range, tent_z, widen
+from bilagrid.gpu._geometry import coordinate, first_pixel, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
 
-# One warp on NVIDIA, because the product is so small that more of them would repeat the work; two on AMD, where one spills on gfx1100.
-# PIXELS changes the order of a sum, so it is not tuned.
+# One warp, because the product is so small that more of them would repeat the work. PIXELS changes the order of a sum, so it is not tuned.
 CELL_CONFIGS = [triton.Config({"PIXELS": 64}, num_warps=1, num_stages=1)]
-CELL_CONFIGS_AMD = [triton.Config({"PIXELS": 64}, num_warps=2, num_stages=1)]
-
-# A warp reads one partial sum at a time, in order.
-COMBINE_CONFIGS = [triton.Config({}, num_warps=1)]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -61,7 +57,6 @@ def _reduce_cells_kernel(
     DZ: tl.constexpr,
     PRODUCT: tl.constexpr,
     LUMA: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
@@ -71,7 +66,8 @@ def _reduce_cells_kernel(
     partial[y corner] += w_y R, for the cell's two y nodes.
 
     guide (N, H, W), image (N, C_IN, H, W), grad (N, CHANNELS / TERMS, H, W);
-    partial (N, y cells, x cells, strips, plane tiles, channel tiles, 2 for y, 2 for x, PLANES, 16).
+    partial as `_reduce_columns_kernel` leaves it, with one slot, and cells in the place of blocks: (N, y cells, strips, x cells, plane tiles, channel tiles, 4,
+    PLANES, 2 for x, 2 for y, 4).
     """
     ACC: tl.constexpr = tl.float32
     PLANE_TILES: tl.constexpr = (D + PLANES - 1) // PLANES
@@ -81,11 +77,19 @@ def _reduce_cells_kernel(
     cells_y = tl.maximum(Gh - 1, 1)
     cells_x = tl.maximum(Gw - 1, 1)
     tile = pid % (PLANE_TILES * CHANNEL_TILES)
-    cell = pid // (PLANE_TILES * CHANNEL_TILES)
-    strip = cell % strips
-    cell_x = cell // strips % cells_x
-    cell_y = cell // (strips * cells_x) % cells_y
-    n = widen(cell // (strips * cells_x * cells_y), WIDE)
+    part = pid // (PLANE_TILES * CHANNEL_TILES)
+    cell_x = part % cells_x
+    strip = part // cells_x % strips
+    cell_y = part // (cells_x * strips) % cells_y
+    n = widen(part // (cells_x * strips * cells_y), WIDE)
+
+    first_row = first_pixel(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC) + strip * strip_rows
+    last_row = first_pixel(cell_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+    last_row = tl.minimum(first_row + strip_rows, last_row)
+    if first_row >= last_row:
+        return
+    first_x = first_pixel(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    last_x = first_pixel(cell_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
 
     first_plane = tile // CHANNEL_TILES * PLANES
     corner = tl.arange(0, CORNERS)[:, None]
@@ -96,21 +100,17 @@ def _reduce_cells_kernel(
     else:
         c = tile % CHANNEL_TILES * 16
 
-    first_row, last_row = pixel_range(cell_y, cell_y + 1, per_y, anchor_y, top, slack_y, Gh, H, ACC)
-    first_row += strip * strip_rows
-    last_row = tl.minimum(first_row + strip_rows, last_row)
-    first_x, last_x = pixel_range(cell_x, cell_x + 1, per_x, anchor_x, left, slack_x, Gw, W, ACC)
     image_ptr += n * stride_image_n
     below = tl.zeros([CORNERS, 16], ACC)
     above = tl.zeros([CORNERS, 16], ACC)
     for row in range(first_row, last_row):
-        y, y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
+        y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
         i = widen(row, WIDE)
         row_sum = tl.zeros([CORNERS, 16], ACC)
         for start in range(first_x, last_x, PIXELS):
             offs_x = start + tl.arange(0, PIXELS)
-            x, x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
-            mask = (offs_x < last_x) & (x0 == cell_x) & (y0 == cell_y)
+            x, _x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
+            mask = offs_x < last_x
             j = widen(offs_x, WIDE)
             pixel_ptr = image_ptr + i * stride_image_y + j * stride_image_x
             offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
@@ -118,7 +118,7 @@ def _reduce_cells_kernel(
             valid = mask & (guide == guide)
             z, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
 
-            weight_x = x - x0
+            weight_x = x - cell_x
             weight = tl.where(is_right, weight_x[None, :], 1.0 - weight_x[None, :])
             weight = tl.where(valid[None, :], weight, 0.0) * tent_z(z[None, :], z0[None, :], plane, D, DZ)
             g = grad_ptr
@@ -127,14 +127,15 @@ def _reduce_cells_kernel(
             low = _terms8(pixel_ptr, stride_image_c, g, stride_grad_c, c, C_IN, TERMS, CHANNELS, PRODUCT, mask, valid, ACC, WIDE)  # fmt: skip
             high = _terms8(pixel_ptr, stride_image_c, g, stride_grad_c, c + 1, C_IN, TERMS, CHANNELS, PRODUCT, mask, valid, ACC, WIDE)  # fmt: skip
             terms = tl.reshape(tl.join(low, high), [PIXELS, 16])
-            row_sum = tl.dot(weight, terms, row_sum, input_precision=PRECISION)
-        weight_y = y - y0
+            row_sum = tl.dot(weight, terms, row_sum, input_precision="tf32")
+        weight_y = y - cell_y
         below = tl.fma(row_sum, 1.0 - weight_y, below)
         above = tl.fma(row_sum, weight_y, above)
-    offs = corner * 16 + tl.arange(0, 16)[None, :]
-    partial_ptr += pid.to(tl.int64) * (2 * CORNERS * 16)
+    channel = tl.arange(0, 16)[None, :]
+    offs = channel // 4 * (PLANES * 16) + corner % PLANES * 16 + corner // PLANES * 8 + channel % 4
+    partial_ptr += pid.to(tl.int64) * (PLANES * 64)
     tl.store(partial_ptr + offs, below)
-    tl.store(partial_ptr + CORNERS * 16 + offs, above)
+    tl.store(partial_ptr + offs + 4, above)
 
 
 @triton.jit
@@ -170,52 +171,3 @@ def _terms8(
     even = tl.join(tl.join(a0, a4), tl.join(a2, a6))
     odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
     return tl.join(even, odd)
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def _combine_cells_kernel(
-    partial_ptr,
-    out_ptr,
-    stride_out_n,
-    stride_out_c,
-    stride_out_d,
-    stride_out_y,
-    stride_out_x,
-    Gh,
-    Gw,
-    strips,
-    CHANNELS: tl.constexpr,
-    D: tl.constexpr,
-    PLANES: tl.constexpr,
-):
-    """A program owns a node of the xy lattice, for PLANES planes and 16 channels: it adds up the partial sums of the node's up to four cells, strip by strip.
-
-    partial as `_reduce_cells_kernel` leaves it, out (N, CHANNELS, D, Gh, Gw).
-    """
-    PLANE_TILES: tl.constexpr = (D + PLANES - 1) // PLANES
-    CHANNEL_TILES: tl.constexpr = (CHANNELS + 15) // 16
-    TILES: tl.constexpr = PLANE_TILES * CHANNEL_TILES
-    SIZE: tl.constexpr = PLANES * 16
-    pid = tl.program_id(0)
-    cells_y = tl.maximum(Gh - 1, 1)
-    cells_x = tl.maximum(Gw - 1, 1)
-    node_x = pid % Gw
-    node_y = pid // Gw % Gh
-    tile = pid // (Gw * Gh) % TILES
-    n = (pid // (Gw * Gh * TILES)).to(tl.int64)
-    offs_z = tl.arange(0, PLANES)[:, None]
-    offs_c = tl.arange(0, 16)[None, :]
-    acc = tl.zeros([PLANES, 16], tl.float32)
-    for corner in range(4):
-        cell_y = node_y - corner // 2
-        cell_x = node_x - corner % 2
-        exists = (cell_y >= 0) & (cell_y < cells_y) & (cell_x >= 0) & (cell_x < cells_x)
-        first = ((n * cells_y + cell_y) * cells_x + cell_x) * strips
-        for strip in range(tl.where(exists, strips, 0)):
-            offs = ((first + strip) * TILES + tile) * (4 * SIZE) + corner * SIZE + offs_z * 16 + offs_c
-            acc += tl.load(partial_ptr + offs)
-    z = tile // CHANNEL_TILES * PLANES + offs_z
-    c = tile % CHANNEL_TILES * 16 + offs_c
-    out_ptr += n * stride_out_n + node_y.to(tl.int64) * stride_out_y + node_x.to(tl.int64) * stride_out_x
-    out_ptr += z.to(tl.int64) * stride_out_d + c.to(tl.int64) * stride_out_c
-    tl.store(out_ptr, acc, mask=(z < D) & (c < CHANNELS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, pixel_range, tent_z, widen
+from bilagrid.gpu._geometry import coordinate, first_pixel, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
 
@@ -13,28 +13,6 @@ from bilagrid.gpu._pixels import load_guide, load_term
 # Triton 3.7 rejects its own layouts where a block has fewer. Sums are in the same order either way.
 NODE_CONFIGS = [triton.Config({"CELLS": 32}, num_warps=1)]
 NODE_CONFIGS_WIDE = [triton.Config({"CELLS": 64}, num_warps=1)]
-
-
-@triton.jit
-def _any(mask):
-    if mask.type.is_block():
-        return tl.max(mask.to(tl.int32), axis=0) > 0
-    else:
-        return mask
-
-
-@triton.jit
-def _first_pixel(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: tl.constexpr):
-    """The first pixel along an axis that lies in ``cell`` or beyond; ``size`` where there is none. Exact, so that no two cells share a pixel."""
-    cell = widen(cell, False)
-    first, _last = pixel_range(cell, cell, per_node, anchor, origin, slack, nodes, size, ACC)
-    _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
-    short = (below < cell) & (first < size)
-    while _any(short):
-        first += short.to(tl.int32)
-        _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
-        short = (below < cell) & (first < size)
-    return first
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -106,8 +84,8 @@ def _reduce_nodes_kernel(
 
     lane = tl.arange(0, CELLS)
     node_x = block_x * (CELLS - 1) - 1 + lane
-    first_x = _first_pixel(node_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
-    last_x = _first_pixel(node_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    first_x = first_pixel(node_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    last_x = first_pixel(node_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
     last_x = tl.where((node_x >= 0) & (node_x < Gw), last_x, first_x)
     longest = tl.max(last_x - first_x, axis=0)
 
@@ -125,12 +103,12 @@ def _reduce_nodes_kernel(
     first_node = strip * strip_rows
     last_node = tl.minimum(first_node + strip_rows, Gh)
     first_cell = tl.maximum(first_node - 1, 0)
-    next_row = _first_pixel(first_cell, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+    next_row = first_pixel(first_cell, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
     above_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
     above_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
     for node_y in range(first_cell, last_node):
         first_row = next_row
-        next_row = _first_pixel(node_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+        next_row = first_pixel(node_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
         below_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
         below_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
         for row in range(first_row, next_row):

@@ -7,10 +7,12 @@ and ``term[k]`` alone for `splat`; the terms are the channels of an image and, w
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
 
+from bilagrid.gpu._combine import COMBINE_CONFIGS, _combine_kernel
 from bilagrid.gpu._launch import (
     cdiv,
     compute_dtype,
@@ -21,21 +23,23 @@ from bilagrid.gpu._launch import (
     strides,
     triton_dtype,
 )
-from bilagrid.gpu._reduce_cells import (
-    CELL_CONFIGS,
-    CELL_CONFIGS_AMD,
-    COMBINE_CONFIGS,
-    _combine_cells_kernel,
-    _reduce_cells_kernel,
-)
+from bilagrid.gpu._reduce_cells import CELL_CONFIGS, _reduce_cells_kernel
+from bilagrid.gpu._reduce_columns import COLUMN_CONFIGS, _reduce_columns_kernel
 from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_WIDE, _reduce_nodes_kernel
-from bilagrid.gpu._regime import choose, dot_precision, is_amd, is_wide
+from bilagrid.gpu._regime import choose, is_wide, rounds_to_tf32
 from bilagrid.lattice import Lattice
 from bilagrid.ops._memory import empty_grid
 
 # Channels and planes of the grid in a matrix product: more of either spills registers.
 _CHANNELS = 16
 _PLANES = 16
+
+# Channels that a lane of the columns adds up, and planes times channels: more leave fewer than 12 warps to a multiprocessor.
+_COLUMN_CHANNELS = 12
+_COLUMN_SUMS = 48
+
+# Rows of a strip of columns, at least where there are so many and at most: what comes after them takes as long as six rows.
+_COLUMN_ROWS = (8, 128)
 
 # Planes times channels that a lane of the fine reduction adds up at each of a cell's four nodes: more spill registers.
 _SUMS = {torch.float32: 32, torch.float64: 8}
@@ -67,6 +71,7 @@ def reduce_products(
     out = empty_grid(image, channels, lattice.size, out_dtype, interleaved=interleaved)
     per_y, slack_y = _pixels_a_node(lattice.scale[1], height + lattice.origin[0])
     per_x, slack_x = _pixels_a_node(lattice.scale[2], width + lattice.origin[1])
+    along_x = {"per_x": constant(per_x, dtype), "slack_x": slack_x}
     shared = dict(
         guide_ptr=guide,
         image_ptr=image,
@@ -80,9 +85,7 @@ def reduce_products(
         Gh=rows,
         Gw=columns,
         per_y=constant(per_y, dtype),
-        per_x=constant(per_x, dtype),
         slack_y=slack_y,
-        slack_x=slack_x,
         C_IN=c_in,
         TERMS=terms,
         CHANNELS=channels,
@@ -106,6 +109,7 @@ def reduce_products(
             image,
             out_ptr=out,
             **shared,
+            **along_x,
             strip_rows=strip_rows,
             PLANES=planes,
             TILE_C=tile_c,
@@ -114,41 +118,83 @@ def reduce_products(
         )
         return out
 
-    planes = min(max(triton.next_power_of_2(depth), 8), _PLANES)
-    tiles = cdiv(depth, planes) * cdiv(channels, _CHANNELS)
-    cells = max(rows - 1, 1) * max(columns - 1, 1)
-    cell_rows = _longest_cell(lattice.scale[1], lattice.anchor[1], lattice.origin[0], slack_y, rows, height)
-    strip_rows = _strip_rows(cells * tiles, cell_rows)
-    strips = cdiv(cell_rows, strip_rows)
-    partial = torch.empty((batch * cells * strips * tiles, 4 * planes * _CHANNELS), device=image.device)
+    inner, longest = _cell_rows(lattice, slack_y, height)
+    if rounds_to_tf32(image.device, *(t.dtype for t in (guide, image, grad) if t is not None)):
+        deal = _deal_cells(lattice.size, channels, longest)
+        kernel, configs, more = _reduce_cells_kernel, CELL_CONFIGS, along_x
+    else:
+        wide = is_wide(image.device)
+        deal, warps = _deal_columns(lattice, width, channels, terms, inner, wide)
+        kernel, configs = _reduce_columns_kernel, COLUMN_CONFIGS[warps]
+        more = {"slots": deal.slots, "TILE_C": deal.tile_c}
+    strips = cdiv(longest, deal.strip_rows)
+    tiles = cdiv(depth, deal.planes) * cdiv(channels, deal.tile_c)
+    programs = batch * max(rows - 1, 1) * strips * deal.blocks * tiles
+    partial = torch.empty((programs * deal.slots, cdiv(deal.tile_c, 4) * deal.planes * 16), device=image.device)
+    strip = {"strips": strips, "strip_rows": deal.strip_rows, "PLANES": deal.planes}
+    launch(kernel, programs, configs, image, partial_ptr=partial, **shared, **strip, **more)
     launch(
-        _reduce_cells_kernel,
-        batch * cells * strips * tiles,
-        CELL_CONFIGS_AMD if is_amd(image.device) else CELL_CONFIGS,
-        image,
-        partial_ptr=partial,
-        **shared,
-        strips=strips,
-        strip_rows=strip_rows,
-        PLANES=planes,
-        PRECISION=dot_precision(image.device, *(t.dtype for t in (guide, image, grad) if t is not None)),
-    )
-    launch(
-        _combine_cells_kernel,
+        _combine_kernel,
         batch * tiles * rows * columns,
         COMBINE_CONFIGS,
         image,
         partial_ptr=partial,
         out_ptr=out,
         **strides("out", out, "ncdyx"),
-        Gh=rows,
-        Gw=columns,
-        strips=strips,
-        CHANNELS=channels,
-        D=depth,
-        PLANES=planes,
+        **lattice_arguments(lattice, dtype, "yx"),
+        **along_x,
+        **strip,
+        **{name: shared[name] for name in ("H", "W", "Gh", "Gw", "per_y", "slack_y", "CHANNELS", "D")},
+        slots=deal.slots,
+        TILE_C=deal.tile_c,
+        COLUMNS=deal.columns,
     )
     return out
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """How a coarse reduction deals out an image, alike for every batch and device: tiles of the grid's planes and channels, and of each row of cells strips of
+    so many rows and blocks of so many columns, with partial sums for so many cells each. No columns: blocks are cells."""
+
+    planes: int
+    tile_c: int
+    strip_rows: int
+    blocks: int
+    slots: int = 1
+    columns: int = 0
+
+
+def _deal_cells(size: tuple[int, int, int], channels: int, longest: int) -> _Deal:
+    """For `_reduce_cells_kernel`; ``longest`` is the rows of a row of cells, at most."""
+    depth, rows, columns = size
+    planes = min(max(triton.next_power_of_2(depth), 8), _PLANES)
+    blocks = max(columns - 1, 1)
+    programs = max(rows - 1, 1) * blocks * cdiv(depth, planes) * cdiv(channels, _CHANNELS)
+    return _Deal(planes, _CHANNELS, _strip_rows(programs, longest), blocks)
+
+
+def _deal_columns(
+    lattice: Lattice, width: int, channels: int, terms: int, inner: int, is_wide: bool
+) -> tuple[_Deal, int]:
+    """For `_reduce_columns_kernel`, and how many warps it takes; ``inner`` is the rows of an inner row of cells."""
+    depth, rows, cells = lattice.size
+    whole = terms if terms <= _COLUMN_CHANNELS else 1  # outputs of an affine map stay whole
+    groups = channels // whole
+    tile_c = whole * cdiv(groups, cdiv(groups, _COLUMN_CHANNELS // whole))
+    a_lane = 1 << (_COLUMN_SUMS // tile_c).bit_length() - 1
+    planes = min(triton.next_power_of_2(depth), 4 * a_lane)
+    columns = COLUMN_CONFIGS[1][0].kwargs["COLUMNS"]
+    blocks = cdiv(width, columns)
+    slots = min(math.floor((columns - 1) * lattice.scale[2] + 0.5) + 2, max(cells - 1, 1))
+    warps = cdiv(planes, a_lane)
+    all_warps = warps * max(rows - 1, 1) * blocks * cdiv(depth, planes) * cdiv(channels, tile_c)
+    least, most = _COLUMN_ROWS
+    parts = cdiv(inner, most)
+    while all_warps * parts < _PROGRAMS and cdiv(inner, parts + 1) >= least:
+        parts += 1
+    warps = max(warps // (2 if is_wide else 1), 1)
+    return _Deal(planes, tile_c, cdiv(inner, parts), blocks, slots, columns), warps
 
 
 def _pixels_a_node(scale: float, extent: int) -> tuple[float, int]:
@@ -158,14 +204,19 @@ def _pixels_a_node(scale: float, extent: int) -> tuple[float, int]:
     return 1 / scale, extent >> 21
 
 
-def _longest_cell(scale: float, anchor: float, origin: int, slack: int, nodes: int, size: int) -> int:
-    """Rows, at most, in a cell's `pixel_range`."""
+def _cell_rows(lattice: Lattice, slack: int, size: int) -> tuple[int, int]:
+    """Rows, at most, in an inner row of cells, and in any."""
+    scale, anchor, origin, nodes = lattice.scale[1], lattice.anchor[1], lattice.origin[0], lattice.size[1]
     if nodes <= 2 or not scale > 0:
-        return size
-    inner = 1 / scale + 4 + 2 * slack
-    first = (1 - anchor) / scale - origin + 3 + slack
+        return size, size
+    inner = 1 / scale + 3 + 2 * slack
+    first = (1 - anchor) / scale - origin + 2 + slack
     last = size - ((nodes - 2 - anchor) / scale - origin) + 2 + slack
-    return max(1, min(size, math.ceil(max(inner, first, last))))
+    return _rows(inner, size), _rows(max(inner, first, last), size)
+
+
+def _rows(count: float, size: int) -> int:
+    return max(1, min(size, math.ceil(count)))
 
 
 def _strip_rows(programs: int, count: int) -> int:

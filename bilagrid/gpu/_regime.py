@@ -1,4 +1,4 @@
-"""Which kernels serve a call: coarse or fine, and how exact a float32 matrix product has to be."""
+"""Which kernels serve a call: coarse or fine, and whether a matrix product may be rounded to tf32."""
 
 from __future__ import annotations
 
@@ -41,17 +41,14 @@ def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
     return _regime or ("coarse" if columns * depth * channels <= 2 * width else "fine")
 
 
-# What tl.dot may do with float32 operands, by architecture, for torch's "highest" and for its "high" and "medium".
-# sm_75 has no tf32. On AMD tf32x3 does not compile, gfx1100 rejects tf32, and gfx942 gains nothing that torch promises.
-_PRODUCTS = {"sm_75": ("ieee", "ieee"), "sm": ("tf32x3", "tf32"), "gfx": ("ieee", "ieee")}
+def rounds_to_tf32(device: torch.device, *dtypes: torch.dtype) -> bool:
+    """Whether a matrix product of these dtypes may round to tf32: torch's own switch decides, half inputs lose nothing by it, and the device must have it.
 
-
-def dot_precision(device: torch.device, *dtypes: torch.dtype) -> str:
-    """The ``input_precision`` of a product on ``device``: torch's own switch decides, but half inputs need no more than tf32."""
+    sm_75 has none, gfx1100 rejects it, and gfx942 gains nothing that torch promises.
+    """
     name = architecture(device)
-    highest, reduced = _PRODUCTS.get(name, _PRODUCTS["sm" if name.startswith("sm") else "gfx"])
     half = all(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
-    return reduced if half or _allows_tf32() else highest
+    return name.startswith("sm_") and name != "sm_75" and (half or _allows_tf32())
 
 
 def architecture(device: torch.device) -> str:
