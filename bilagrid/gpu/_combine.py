@@ -8,8 +8,9 @@ import triton.language as tl
 from bilagrid.gpu._geometry import coordinate, first_pixel
 from bilagrid.gpu._launch import RUNTIME
 
-# So many partial sums are read at once, for a program has little else to do than wait for them. PARTS changes the order of a sum, so it is not tuned.
-COMBINE_CONFIGS = [triton.Config({"PARTS": 16}, num_warps=4)]
+# So many partial sums are read at once, for a program has little else to do than wait for them; with fewer, registers spill on sm_80. PARTS changes the order of
+# a sum, so it is not tuned.
+COMBINE_CONFIGS = [triton.Config({"PARTS": 32}, num_warps=4)]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -74,8 +75,8 @@ def _combine_kernel(
             rows -= first_pixel(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
         for right in range(2):
             cell_x = node_x - right
-            first_block = cell_x
             across = ((cell_x >= 0) & (cell_x < cells_x)).to(tl.int32)
+            first_block = cell_x
             if COLUMNS and across > 0:
                 first_x = first_pixel(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
                 last_x = first_pixel(cell_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
@@ -84,11 +85,13 @@ def _combine_kernel(
             count = tl.cdiv(rows, strip_rows) * across
             for first in range(0, count, PARTS):
                 part = first + tl.arange(0, PARTS)
-                block = first_block + part % across
-                index = ((n * cells_y + cell_y) * strips + part // across) * blocks + block
                 if COLUMNS:
+                    block = first_block + part % across
                     _x, first_cell, _x1 = coordinate(block * COLUMNS + left, scale_x, anchor_x, Gw, ACC)
-                    index = index * slots + (cell_x - first_cell)
+                    strip = (n * cells_y + cell_y) * strips + part // across
+                    index = (strip * blocks + block) * slots + (cell_x - first_cell)
+                else:
+                    index = ((n * cells_y + cell_y) * strips + part) * blocks + first_block
                 index = index * (TILES * QUADS * PLANES * 16) + (right * 8 + up * 4)
                 mask = (part < count)[:, None, None] & (c < TILE_C)[None, :, :]
                 sums = tl.load(partial_ptr + index[:, None, None] + place[None, :, :], mask=mask, other=0.0)
