@@ -242,9 +242,12 @@ def gallery(*, only: _Only = _NAMES, out: Out = None, overwrite: bool = False) -
     if _PLOTS in only and not (_ROOT / _ROWS / "rows.csv").is_file():
         raise Refusal(f"{_ROOT / _ROWS / 'rows.csv'}: no such file; the plots are drawn in a clone of the repository")
     chosen = [entry for entry in ENTRIES if entry.name in only]
-    for entry in chosen:
-        if (folder / entry.path).exists() and not overwrite:
-            raise Refusal(f"{folder / entry.path} exists: --overwrite replaces it, --out names another folder")
+    targets = [Path(entry.path) for entry in chosen]
+    if _PLOTS in only:
+        targets += sorted(path.relative_to(_ROOT) for path in (_ROOT / _ROWS).glob("*.png"))
+    for target in targets:
+        if (folder / target).exists() and not overwrite:
+            raise Refusal(f"{folder / target} exists: --overwrite replaces it, --out names another folder")
 
     def write(path: Path, data: bytes) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

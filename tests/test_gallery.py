@@ -77,6 +77,12 @@ def test_refusals(tmp_path: Path, capsys) -> None:
     assert gallery.main(["--only", "equalize", "--out", str(tmp_path)]) == 2
     assert "equalize.jpg exists: --overwrite replaces it" in capsys.readouterr().err
     assert (tmp_path / "docs" / "equalize.jpg").read_text() == "mine"
+    plot = tmp_path / gallery._ROWS / "roofline_float32_photograph.png"
+    plot.parent.mkdir(parents=True)
+    plot.write_text("mine")
+    assert gallery.main(["--only", "plots", "--out", str(tmp_path)]) == 2
+    assert "roofline_float32_photograph.png exists: --overwrite replaces it" in capsys.readouterr().err
+    assert plot.read_text() == "mine"
     assert gallery.main(["--only", "sunset"]) == 2
     assert "sunset" in capsys.readouterr().err
 
