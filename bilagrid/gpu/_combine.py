@@ -8,9 +8,9 @@ import triton.language as tl
 from bilagrid.gpu._geometry import coordinate, first_pixel
 from bilagrid.gpu._launch import RUNTIME
 
-# So many partial sums are read at once, for a program has little else to do than wait for them; with fewer, registers spill on sm_80. PARTS changes the order of
-# a sum, so it is not tuned.
-COMBINE_CONFIGS = [triton.Config({"PARTS": 32}, num_warps=4)]
+# So many partial sums are read at once, for a program has little else to do than wait for them; with more, or fewer warps, two registers spill for some shapes.
+# PARTS changes the order of a sum, so it is not tuned.
+COMBINE_CONFIGS = [triton.Config({"PARTS": 8}, num_warps=4)]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -54,7 +54,8 @@ def _combine_kernel(
     CHANNEL_TILES: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
     TILES: tl.constexpr = (D + PLANES - 1) // PLANES * CHANNEL_TILES
     QUADS: tl.constexpr = (TILE_C + 3) // 4
-    PADDED: tl.constexpr = triton.next_power_of_2(TILE_C)
+    # A sum for each thread, or registers spill.
+    PADDED: tl.constexpr = max(triton.next_power_of_2(4 * QUADS), 32 // PLANES)
     pid = tl.program_id(0)
     cells_y = tl.maximum(Gh - 1, 1)
     cells_x = tl.maximum(Gw - 1, 1)
