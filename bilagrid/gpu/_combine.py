@@ -5,12 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, first_pixel
+from bilagrid.gpu._geometry import coordinate, end_of_cell, first_pixel
 from bilagrid.gpu._launch import RUNTIME
 
-# So many partial sums are read at once, for a program has little else to do than wait for them; with more, or fewer warps, two registers spill for some shapes.
-# PARTS changes the order of a sum, so it is not tuned.
-COMBINE_CONFIGS = [triton.Config({"PARTS": 8}, num_warps=4)]
+# So many partial sums are read at once, for a program has little else to do than wait for them. One warp, because with more some architecture spills two
+# registers for some shape. PARTS changes the order of a sum, so it is not tuned.
+COMBINE_CONFIGS = [triton.Config({"PARTS": 8}, num_warps=1)]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -72,7 +72,7 @@ def _combine_kernel(
         cell_y = node_y - up
         rows = 0
         if (cell_y >= 0) & (cell_y < cells_y):
-            rows = first_pixel(cell_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+            rows = end_of_cell(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
             rows -= first_pixel(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
         for right in range(2):
             cell_x = node_x - right
@@ -80,7 +80,7 @@ def _combine_kernel(
             first_block = cell_x
             if COLUMNS and across > 0:
                 first_x = first_pixel(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
-                last_x = first_pixel(cell_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+                last_x = end_of_cell(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
                 first_block = first_x // COLUMNS
                 across = tl.where(first_x < last_x, (last_x - 1) // COLUMNS + 1 - first_block, 0)
             count = tl.cdiv(rows, strip_rows) * across

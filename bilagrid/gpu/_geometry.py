@@ -127,7 +127,6 @@ def first_pixel(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: 
     """The first pixel along an axis that lies in ``cell`` or beyond; ``size`` where there is none. Exact, so that no two cells share a pixel."""
     cell = widen(cell, False)
     first, _last = pixel_range(cell, cell, per_node, anchor, origin, slack, nodes, size, ACC)
-    first = tl.where(cell > tl.maximum(nodes - 2, 0), size, first)
     _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
     short = (below < cell) & (first < size)
     while _any(short):
@@ -135,3 +134,12 @@ def first_pixel(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: 
         _t, below, _above = coordinate(first + origin, scale, anchor, nodes, ACC)
         short = (below < cell) & (first < size)
     return first
+
+
+@triton.jit
+def end_of_cell(cell, per_node, scale, anchor, origin, slack, nodes, size, ACC: tl.constexpr):
+    """One past the last pixel along an axis that lies in ``cell``, a number and not a block; the last cell holds all that follow."""
+    end = widen(size, False)
+    if cell < nodes - 2:
+        end = first_pixel(cell + 1, per_node, scale, anchor, origin, slack, nodes, size, ACC)
+    return end

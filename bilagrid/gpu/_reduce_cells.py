@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, first_pixel, tent_z, widen
+from bilagrid.gpu._geometry import coordinate, end_of_cell, first_pixel, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
 
@@ -84,12 +84,12 @@ def _reduce_cells_kernel(
     n = widen(part // (cells_x * strips * cells_y), WIDE)
 
     first_row = first_pixel(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC) + strip * strip_rows
-    last_row = first_pixel(cell_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+    last_row = end_of_cell(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
     last_row = tl.minimum(first_row + strip_rows, last_row)
     if first_row >= last_row:
         return
     first_x = first_pixel(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
-    last_x = first_pixel(cell_x + 1, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
+    last_x = end_of_cell(cell_x, per_x, scale_x, anchor_x, left, slack_x, Gw, W, ACC)
 
     first_plane = tile // CHANNEL_TILES * PLANES
     corner = tl.arange(0, CORNERS)[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._geometry import coordinate, first_pixel, luma, tent_z, widen
+from bilagrid.gpu._geometry import coordinate, end_of_cell, first_pixel, luma, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_term
 
@@ -86,7 +86,7 @@ def _reduce_columns_kernel(
     n = widen(part // (blocks * strips * cells_y), WIDE)
 
     first_row = first_pixel(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC) + strip * strip_rows
-    last_row = first_pixel(cell_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
+    last_row = end_of_cell(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
     last_row = tl.minimum(first_row + strip_rows, last_row)
     if first_row >= last_row:
         return
