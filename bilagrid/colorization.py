@@ -106,7 +106,7 @@ def colorize(
     # Chosen, not multiplied: 0 times NaN is NaN.
     weight = torch.where(known, mask.to(dtype), 0)[:, None]
     strokes = torch.where(known[:, None], scribbles.to(dtype), 0)
-    refuse_other_scales(scribbles=torch.where(strokes.isfinite(), strokes, 0))
+    refuse_other_scales(scribbles=strokes)
     # Red and blue beyond luma; green follows.
     chroma = strokes[:, ::2] - luma(strokes)[:, None]
     given = splat_(torch.cat([weight * chroma, weight], 1), guide, lattice)

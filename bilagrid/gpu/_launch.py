@@ -28,19 +28,8 @@ RUNTIME = [
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
     *("per_y", "per_x", "slack_y", "slack_x"),
     *(f"{name}{axis}" for name in ("radius", "taps_scale", "taps_exponent") for axis in ("", "_z", "_y", "_x", "_m")),
-    *(
-        "nodes",
-        "nodes_m",
-        "count",
-        "size_1",
-        "size_2",
-        "size_3",
-        "size_4",
-        "stride_out_k",
-        "stride_out_m",
-        "stride_grid_k",
-        "stride_grid_m",
-    ),
+    *("nodes", "nodes_m", "count", "size_1", "size_2", "size_3", "size_4"),
+    *("stride_out_k", "stride_out_m", "stride_grid_k", "stride_grid_m"),
     *("stride_grid_0", "stride_grid_1", "stride_grid_2", "stride_grid_3", "stride_grid_4"),
     *(
         f"stride_{name}_{axis}"

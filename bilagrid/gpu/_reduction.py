@@ -123,8 +123,9 @@ def reduce_products(
         deal = _deal_cells(lattice.size, channels, longest)
         kernel, configs, more = _reduce_cells_kernel, CELL_CONFIGS, along_x
     else:
-        wide = is_wide(image.device)
-        deal, warps = _deal_columns(lattice, width, channels, terms, inner, wide)
+        deal, warps = _deal_columns(lattice, width, channels, terms, inner)
+        # A wide warp does the work of two.
+        warps = max(warps // 2, 1) if is_wide(image.device) else warps
         kernel, configs = _reduce_columns_kernel, COLUMN_CONFIGS[warps]
         more = {"slots": deal.slots, "TILE_C": deal.tile_c}
     strips = cdiv(longest, deal.strip_rows)
@@ -174,10 +175,8 @@ def _deal_cells(size: tuple[int, int, int], channels: int, longest: int) -> _Dea
     return _Deal(planes, _CHANNELS, _strip_rows(programs, longest), blocks)
 
 
-def _deal_columns(
-    lattice: Lattice, width: int, channels: int, terms: int, inner: int, is_wide: bool
-) -> tuple[_Deal, int]:
-    """For `_reduce_columns_kernel`, and how many warps it takes; ``inner`` is the rows of an inner row of cells."""
+def _deal_columns(lattice: Lattice, width: int, channels: int, terms: int, inner: int) -> tuple[_Deal, int]:
+    """For `_reduce_columns_kernel`, and how many warps of 32 lanes it takes; ``inner`` is the rows of an inner row of cells."""
     depth, rows, cells = lattice.size
     whole = terms if terms <= _COLUMN_CHANNELS else 1  # outputs of an affine map stay whole
     groups = channels // whole
@@ -193,7 +192,6 @@ def _deal_columns(
     parts = cdiv(inner, most)
     while all_warps * parts < _PROGRAMS and cdiv(inner, parts + 1) >= least:
         parts += 1
-    warps = max(warps // (2 if is_wide else 1), 1)
     return _Deal(planes, tile_c, cdiv(inner, parts), blocks, slots, columns), warps
 
 
