@@ -250,7 +250,7 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         loads = {"_slice_points_kernel": 8, "_slice_points_bwd_points_kernel": 9}.get(name, 0) * given.get("C", 1)
         return Share("point", given["BLOCK"], given["count"], False, loads)
     if name == "_interpolate_rows_kernel":
-        return Share("table element", given["BLOCK"], given["table_ptr"].numel(), True)
+        return Share("table element", 4 * given["BLOCK"], given["table_ptr"].numel(), True)
     if name == "_combine_kernel":
         # Of a block's slots most often one is full, and each of four nodes reads a quarter of it.
         count = given["partial_ptr"].numel() / given["slots"]

@@ -278,6 +278,23 @@ def test_the_fine_reduction_gives_the_same_bits_whatever_the_strip(monkeypatch: 
 
 
 @interpreted
+def test_the_row_table_is_the_same_whatever_the_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips within a cell and strips of many; planes and columns that fill no warp, terms that fill no quad."""
+    lattice = Lattice.cell_centered((3, 7, 6), (37, 50))
+    grid = _image(2, 25, 3, 7, 6)
+    found = []
+    for rows in (1, 5, 32):
+        monkeypatch.setattr(_gather, "_STRIP_ROWS", (rows, rows))
+        found.append(_gather.row_table(grid, lattice, 37, 5, 5, torch.float32, None))
+    y = (torch.arange(37) * lattice.scale[1] + lattice.offset[1]).clamp(0, 6)
+    tent = (1 - (y[:, None] - torch.arange(7)).abs()).clamp(min=0)
+    wanted = torch.einsum("iy,nokdyx->nixdok", tent, grid.unflatten(1, (5, 5)))
+    torch.testing.assert_close(found[0], torch.nn.functional.pad(wanted, (0, 3)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@interpreted
 def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> list[torch.Tensor]:
         results = []

@@ -20,14 +20,13 @@ from bilagrid.gpu._launch import (
     RUNTIME,
     cdiv,
     lattice_arguments,
-    launch,
     launch_pixels,
     needs_int64,
     strides,
     triton_dtype,
 )
 from bilagrid.gpu._pixels import load_term
-from bilagrid.gpu._regime import choose
+from bilagrid.gpu._regime import choose, is_wide
 from bilagrid.lattice import Lattice
 
 
@@ -37,8 +36,14 @@ def table_column(planes, node):
     return max(planes, 2) * node
 
 
-# One element a thread keeps two rows of the grid in registers while the image rows between them are written.
-ROWS_CONFIGS = [triton.Config({"BLOCK": 128, "ROWS": 16}, num_warps=4)]
+# A lane owns a quad of coefficients and marches down the rows of a strip, for which it reads the nodes above and below once. 32 lanes share four columns of
+# eight quads: they store whole lines of 128 bytes, and of a contiguous grid each load touches 8 lines, and up to 32 were they 32 quads on end.
+ROWS_CONFIGS = [triton.Config({"BLOCK": 128}, num_warps=4)]
+ROWS_CONFIGS_WIDE = [triton.Config({"BLOCK": 128}, num_warps=2)]
+
+# Programs that keep a large GPU busy, three to a multiprocessor. Strips are no higher than that leaves, but of so many rows at least and at most.
+_PROGRAMS = 400
+_STRIP_ROWS = (4, 32)
 
 # Loops over quads of coefficients are unrolled up to this many a pixel, so that code stays short for wide images and networks' features.
 _UNROLLED_QUADS = 8
@@ -54,6 +59,8 @@ def _interpolate_rows_kernel(
     stride_grid_d,
     stride_grid_y,
     stride_grid_x,
+    first_n,
+    first_row,
     M,
     H,
     Gh,
@@ -61,6 +68,7 @@ def _interpolate_rows_kernel(
     top,
     scale_y,
     anchor_y,
+    strip_rows,
     INDEXED: tl.constexpr,
     D: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -69,45 +77,52 @@ def _interpolate_rows_kernel(
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
-    """A program owns BLOCK elements of ROWS rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
+    """A program owns BLOCK quads of strip_rows rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
 
     grid (N, OUTPUTS * TERMS, D, Gh, Gw), or where INDEXED a bank of M, of which image n has grid index[n], and NaN where there is none; table (N, H, columns, planes, OUTPUTS, 4 * QUADS), zero where k >= TERMS. Columns and planes are Gw and D,
     but two where the grid has one, the second like the first.
     """
-    NODE: tl.constexpr = OUTPUTS * QUADS * 4
+    NODE: tl.constexpr = OUTPUTS * QUADS
     COLUMN: tl.constexpr = table_column(D, NODE)
-    row_length = tl.maximum(Gw, 2) * COLUMN
-    blocks = tl.cdiv(row_length, BLOCK)
-    strips = tl.cdiv(H, ROWS)
-    pid = tl.program_id(0)
-    n = widen(pid // (blocks * strips), WIDE)
-    first = (pid // blocks) % strips * ROWS
+    TILES: tl.constexpr = (COLUMN + 7) // 8
+    n = widen(tl.program_id(2) + first_n, WIDE)
+    first = (tl.program_id(1) + first_row) * strip_rows
+    last = tl.minimum(first + strip_rows, H)
+    columns = tl.maximum(Gw, 2)
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tile = lane // 32
+    quad = tile % TILES * 8 + lane % 8
+    column = tile // TILES * 4 + lane // 8 % 4
+    mask = ((quad < COLUMN) & (column < columns))[:, None]
 
-    offs = pid % blocks * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < row_length
-    term = offs % (QUADS * 4)
-    channel = widen(offs // (QUADS * 4) % OUTPUTS * TERMS + term, WIDE)
-    d = widen(tl.minimum(offs % COLUMN // NODE, D - 1), WIDE)
-    x = widen(tl.minimum(offs // COLUMN, Gw - 1), WIDE)
-    mask_term = mask & (term < TERMS)
+    d = widen(tl.minimum(quad // NODE, D - 1), WIDE)
+    x = widen(tl.minimum(column, Gw - 1), WIDE)
+    four = tl.arange(0, 4)[None, :]
+    term = (quad % QUADS * 4)[:, None] + four
+    channel = widen((quad // QUADS % OUTPUTS * TERMS)[:, None] + term, WIDE)
     m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
-    node_ptr = grid_ptr + m * stride_grid_n + channel * stride_grid_c + d * stride_grid_d + x * stride_grid_x
+    node_ptr = grid_ptr + m * stride_grid_n + (d * stride_grid_d + x * stride_grid_x)[:, None] + channel * stride_grid_c
+    mask_term = mask & (term < TERMS)
+    table_ptr += n * H * (columns * COLUMN * 4)
+    offs = ((column * COLUMN + quad) * 4)[:, None] + four
 
-    held = -1
-    below = tl.zeros([BLOCK], ACC)
-    above = tl.zeros([BLOCK], ACC)
-    for row in range(first, tl.minimum(first + ROWS, H)):
-        y, y0, y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
-        if y0 != held:
-            below = tl.load(node_ptr + widen(y0, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
-            above = tl.load(node_ptr + widen(y1, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
-            if INDEXED:
-                below = tl.where(valid, below, float("nan"))
-            held = y0
-        weight = y - y0
-        tl.store(table_ptr + (n * H + row) * row_length + offs, below * (1.0 - weight) + above * weight, mask=mask)
+    row = first
+    while row < last:
+        _y, y0, y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
+        below = tl.load(node_ptr + widen(y0, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
+        above = tl.load(node_ptr + widen(y1, WIDE) * stride_grid_y, mask=mask_term, other=0.0).to(ACC)
+        if INDEXED:
+            below = tl.where(valid, below, float("nan"))
+        # Of the next rows, no fewer than a strip has, those that lie in the same cell.
+        _ys, cells, _above = coordinate(row + tl.arange(0, 32) + top, scale_y, anchor_y, Gh, ACC)
+        end = tl.minimum(row + tl.sum((cells == y0).to(tl.int32), axis=0), last)
+        for i in range(row, end):
+            y, _y0, _y1 = coordinate(i + top, scale_y, anchor_y, Gh, ACC)
+            weight = y - y0
+            value = below * (1.0 - weight) + above * weight
+            tl.store(table_ptr + widen(i, WIDE) * (columns * COLUMN * 4) + offs, value, mask=mask)
+        row = end
 
 
 def row_table(
@@ -127,11 +142,15 @@ def row_table(
     batch = grid.shape[0] if index is None else index.shape[0]
     quads = cdiv(terms, 4)
     table = grid.new_empty((batch, height, max(columns, 2), max(depth, 2), outputs, 4 * quads), dtype=dtype)
-    length = math.prod(table.shape[2:])
-    launch(
+    lanes = 32 * cdiv(math.prod(table.shape[3:]) // 4, 8) * cdiv(table.shape[2], 4)
+    least, most = _STRIP_ROWS
+    configs = ROWS_CONFIGS_WIDE if is_wide(grid.device) else ROWS_CONFIGS
+    blocks = batch * cdiv(lanes, configs[0].kwargs["BLOCK"])
+    strip_rows = min(max(blocks * height // _PROGRAMS, least), most)
+    launch_pixels(
         _interpolate_rows_kernel,
-        lambda meta: batch * cdiv(length, meta["BLOCK"]) * cdiv(height, meta["ROWS"]),
-        ROWS_CONFIGS,
+        (batch, cdiv(height, strip_rows), lanes),
+        configs,
         grid,
         grid_ptr=grid,
         table_ptr=table,
@@ -141,6 +160,7 @@ def row_table(
         Gh=rows,
         Gw=columns,
         **lattice_arguments(lattice, dtype, "y"),
+        strip_rows=strip_rows,
         D=depth,
         OUTPUTS=outputs,
         TERMS=terms,
