@@ -194,6 +194,10 @@ def test_what_index_may_be(backend: str) -> None:
     assert_near(
         bilagrid.slice_points(bank, points, torch.tensor(4, device=device)), bilagrid.slice_points(bank[4:], points)
     )
+    assert_near(
+        bilagrid.slice_points(bank, points[0, 0, 0], torch.tensor(4, device=device)),
+        bilagrid.slice_points(bank[4:], points[0, 0, 0]),
+    )
     one_each = bilagrid.slice_points(bank, points[0, 0, :1].expand(5, 3))
     assert_near(one_each[2:3], bilagrid.slice_points(bank[2:3], points[0, 0, :1]))
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array
+from bilagrid.cpu._geometry import array, compute_type
 from bilagrid.ops._index import check_range
 
 
@@ -31,8 +31,9 @@ def used(grid: Tensor, index: Tensor) -> tuple[Tensor, np.ndarray]:
 def collect(parts: Tensor, index: Tensor, count: int) -> Tensor:
     """The parts of each grid added up in their order: no more sums than there are parts, each of a whole grid."""
     check_range(index, count)
-    bank = parts.new_zeros((count, *parts.shape[1:]))
+    dtype = compute_type(parts)
+    bank = parts.new_zeros((count, *parts.shape[1:]), dtype=dtype)
     sums = bank.numpy()
-    for m, part in zip(index.tolist(), parts.detach().numpy(), strict=True):
+    for m, part in zip(index.tolist(), array(parts, dtype), strict=True):
         sums[m] += part
-    return bank
+    return bank.to(parts.dtype)

@@ -59,7 +59,7 @@ def folded(index: Tensor, dim: int | None, batch: int, count: int | None = None)
 
 def along(index: Tensor, leading: Sequence[int]) -> Tensor:
     """``index`` expanded to the dimensions ``leading``, from the first on: those that it lacks at the end are as if of extent 1."""
-    padded = index.reshape(*index.shape, *(1,) * (len(leading) - index.ndim))
+    padded = index.reshape((*index.shape, *(1,) * (len(leading) - index.ndim)))
     return padded.expand(tuple(leading))
 
 
