@@ -12,6 +12,7 @@ from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import luma, own_guide
+from bilagrid.ops._same_bits import power
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_normalized_
 from bilagrid.ops.splat import splat_
@@ -187,7 +188,7 @@ def merge_flash(
     mask = _step(guide, *_HIGHLIGHT)
     if exposure is not None:
         floor = _DARKEST**gamma
-        whole, ambient = (own_guide("base", base).clamp(min=_DARKEST) ** gamma for base in (lit_base, dark_base))
+        whole, ambient = (power(own_guide("base", base).clamp(min=_DARKEST), gamma) for base in (lit_base, dark_base))
         added = 1 - exposure * (ambient - floor) / whole
         mask = torch.maximum(mask, 1 - _step(added, *_SHADOW))
     mask = mask[:, None]

@@ -13,6 +13,7 @@ from bilagrid.ops import _backend, _checks
 from bilagrid.ops._bilinear import bilinear_
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import own_guide
+from bilagrid.ops._same_bits import power, power_of_ten, spread
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_, slice_normalized_
 from bilagrid.ops.splat import splat_
@@ -221,7 +222,8 @@ def tonemap(
     values = widened(radiance)
     _, white = _ends(_luminance(values), _luminance(values) > 0)
     least, most = _DECADES
-    values = (values / torch.where(white > 0, white, 1)[:, None]).clamp(max=10.0**most)
+    white = spread(torch.where(white > 0, white, 1), values[:, 0])
+    values = (values / white[:, None]).clamp(max=10.0**most)
     luminance = _luminance(values)
     log = luminance.clamp(min=10.0**least).log10()
     base = bilateral_filter(
@@ -229,9 +231,9 @@ def tonemap(
     ).squeeze(1)
     darkest, brightest = _ends(base, luminance > 0)
     factor = (math.log10(contrast) / (brightest - darkest).clamp(min=1e-6)).clamp(max=1)
-    linear = values * 10 ** (factor * (base - brightest) - base)[:, None]
+    linear = values * power_of_ten(spread(factor, base) * (base - spread(brightest, base)) - base)[:, None]
     toe = linear * _TOE ** (1 / gamma - 1)
-    return torch.where(linear > _TOE, linear.clamp(_TOE, 1) ** (1 / gamma), toe).to(radiance.dtype)
+    return torch.where(linear > _TOE, power(linear.clamp(_TOE, 1), 1 / gamma), toe).to(radiance.dtype)
 
 
 def _luminance(image: Tensor) -> Tensor:

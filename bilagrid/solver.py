@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bilagrid.ops._same_bits import summed
+
 _STEPS_BETWEEN_LOOKS = 8
 
 
@@ -23,10 +25,9 @@ def conjugate_gradients(
     Of ``right``, ``(N, C, ...)``, each image and channel is a system of its own, and stops by itself when its residual, in the norm of the preconditioner, has
     gone down by ``tolerance``, or after ``most_steps``; one that is not finite is NaN. Every 8 steps the host looks whether all have stopped, where it can.
     """
-    inner = tuple(range(2, right.ndim))
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(inner, keepdim=True)
+        return summed(a * b, 2)
 
     residual = right
     direction = preconditioned = precondition(residual)

@@ -14,6 +14,7 @@ from bilagrid.ops._dtypes import widened, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops._register import Packed, pack, unpack
+from bilagrid.ops._same_bits import spread, summed
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice_apply import slice_apply, slice_apply_bwd_grid_, slice_apply_bwd_pixels_
 from bilagrid.ops.splat import splat_
@@ -281,9 +282,9 @@ def _solve_cells(gram: Tensor, right: Tensor, power: Tensor) -> Tensor:
     with without_autocast(gram):
         squared = identity.mT @ identity
     across = (gram * squared[at_cells]).sum((1, 2))
-    everywhere = (along.sum((1, 2, 3), keepdim=True) + _TINY) / (across.sum((1, 2, 3), keepdim=True) + _TINY)
+    everywhere = (summed(along, 1) + _TINY) / (summed(across, 1) + _TINY)
     trust = _PRIOR * power[:, :-1].mean(1)[at_cells]
-    gain = (along + trust * everywhere) / (across + trust)
+    gain = (along + spread(trust * everywhere, along)) / (across + spread(trust, across))
 
     prior = power[at_cells] * (_PRIOR + _rounding(gram) * gram[:, -1:, -1])
     right = right + prior.unsqueeze(1) * gain[:, None, None] * identity[at_cells]

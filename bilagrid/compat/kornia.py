@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bilagrid.filters import filter_lattice, measured_range, refuse_too_large
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import widened
+from bilagrid.ops._same_bits import spread
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_normalized_
 from bilagrid.ops.splat import splat_
@@ -212,7 +213,7 @@ def _blur(
         ranges = [guide_range]
     if isinstance(sigma_color, Tensor):
         sigma = _sigma_color(sigma_color, input).to(guide.dtype)
-        guide = guide / sigma[:, None, None]
+        guide = guide / spread(sigma[:, None, None], guide)
         if guide_range is not None:
             # Each image's own, or an image would depend on the others of its batch.
             ranges = [(guide_range[0] / one, guide_range[1] / one) for one in sigma.detach().tolist()]
