@@ -1,5 +1,10 @@
 """Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU."""
 
+from bilagrid import commands
+
+if commands.is_starting():
+    commands.end_on_interrupt()
+
 from bilagrid.colorization import colorize
 from bilagrid.editing import equalize_histogram, merge_flash
 from bilagrid.filters import bilateral_filter, joint_bilateral_upsample, tonemap

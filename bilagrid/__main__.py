@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Annotated, Literal
 
 from bilagrid import commands
 from bilagrid.commands import Refusal, check_file, refuse_same, unwritten
-
-if __name__ == "__main__":
-    commands.end_on_interrupt()
 
 try:
     import numpy as np
@@ -276,5 +272,4 @@ def _smooth(
 
 
 if __name__ == "__main__":
-    commands.on_interrupt(signal.default_int_handler)
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 Job = tuple[Path, Path]
 
+_PACKAGES = ("bilagrid", "nets", "perf")
 _OUT_OF_MEMORY = "not enough memory for this picture and these options"
 
 
@@ -31,6 +33,12 @@ def on_interrupt(handler: Any) -> None:
     """Installs a handler of Ctrl-C, unless the process was started to ignore it, as a background job of a shell is."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
+
+
+def is_starting() -> bool:
+    """Whether ``python -m`` is about to run one of our commands: it imports the package first, and torch with it."""
+    named = (name for option, name in itertools.pairwise(sys.orig_argv) if option == "-m")
+    return sys.argv[:1] == ["-m"] and next(named, "").partition(".")[0] in _PACKAGES
 
 
 def end_on_interrupt() -> None:
@@ -52,6 +60,7 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
 
 def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
     """Does a command's work and returns the exit code: its own, or 0 done, 2 refused, 130 interrupted; what ends it is told in one line, after its name."""
+    on_interrupt(signal.default_int_handler)
     try:
         return do() or 0
     except KeyboardInterrupt:

@@ -349,15 +349,33 @@ def test_picture_beyond_memory(tmp_path, capsys, monkeypatch, fault):
     assert os.listdir(tmp_path / "out") == ["b.png"]
 
 
-def test_interruption_while_loading(tmp_path):
-    (tmp_path / "tyro.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
-    script = Path(__file__).parents[1] / "bilagrid" / "__main__.py"
-    with launch(tmp_path, "-c", f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')") as process:
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        ("bilagrid", "torch"),
+        ("bilagrid", "tyro"),
+        ("nets.hdrnet", "torch"),
+        ("nets.deghost", "tyro"),
+        ("perf.sweep", "torch"),
+    ],
+)
+def test_interruption_while_loading(tmp_path, command, slow):
+    (tmp_path / f"{slow}.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    with launch(tmp_path, "-m", command) as process:
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
         message = process.stderr.read()
     assert process.returncode == 130, message
     assert message == "bilagrid: interrupted; files finished so far are kept\n"
+
+
+def test_interruption_of_other_programs_is_their_own(tmp_path):
+    package = tmp_path / "another"
+    package.mkdir()
+    (package / "__init__.py").write_text("import bilagrid, nets, perf")
+    (package / "__main__.py").write_text("import signal; print(signal.getsignal(signal.SIGINT))")
+    with launch(tmp_path, "-m", "another") as process:
+        assert "default_int_handler" in process.stdout.read()
 
 
 def test_without_input(tmp_path):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from bilagrid import commands
-
-if __name__ == "__main__":
-    commands.end_on_interrupt()
 
 try:
     from nets.deghost.evaluate import evaluate
@@ -29,5 +25,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.on_interrupt(signal.default_int_handler)
     sys.exit(main())
