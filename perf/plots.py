@@ -6,7 +6,9 @@ Both have a panel for each grid and direction, and name each line and mark at it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -54,11 +56,11 @@ _OTHER_LOOK = ("#777777", "*")
 _INK = "#222222"
 _SIZES = {size: name for name, size in cases.RESOLUTIONS.items()}
 
-# In inches.
+# In inches. Panels are as high, and the room for names beside them as wide, as the names need, but at least so.
 _PANEL, _PANEL_HEIGHT, _NAMES = 4.0, 3.1, 3.2
-_LEFT, _TOP, _BOTTOM, _BETWEEN = 0.8, 1.25, 0.6, 0.85
-# Between names, of a panel's height.
-_NAME_GAP = 0.058
+_LEFT, _TOP, _BOTTOM, _BETWEEN = 0.8, 0.44, 0.6, 0.85
+# From a name to the next, of a line above the panels, of a character.
+_NAME_GAP, _LINE, _CHARACTER = 0.18, 0.27, 0.07
 
 _SETTINGS: dict[Any, Any] = {
     "font.size": 9,
@@ -149,14 +151,24 @@ def _series(rows: Sequence[Row]) -> dict[_Series, list[Row]]:
     return found
 
 
-def _panels(title: str, note: str, rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """A figure with a row of panels for each grid and a column for each direction, and what each panel shows."""
+def _panels(
+    title: str, note: str, rows: Sequence[Row], label: Callable[[Row], str]
+) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
+    """A figure with a row of panels for each grid and a column for each direction, and what each panel shows; ``label`` is what is written beside a row's mark."""
     from matplotlib.figure import Figure
 
     grids = list(dict.fromkeys(row.grid for row in rows))
     directions = [direction for direction in cases.DIRECTIONS if any(row.direction == direction for row in rows)]
-    width = _LEFT + len(directions) * (_PANEL + _NAMES)
-    height = _TOP + len(grids) * (_PANEL_HEIGHT + _BETWEEN) - _BETWEEN + _BOTTOM
+    named = {((row.grid, row.direction), label(row)) for row in rows}
+    roofs = len({row.device for row in rows})
+    most = max(Counter(panel for panel, _ in named).values()) + roofs
+    panel_height = max(_PANEL_HEIGHT, _NAME_GAP * (most + 1))
+    beside = max(_NAMES, _LEFT + _CHARACTER * max(len(text) for _, text in named))
+    width = _LEFT + len(directions) * (_PANEL + beside)
+    fitting = int((width - _LEFT) / _CHARACTER)
+    about, notes = (textwrap.wrap(text, fitting) for text in (_about(rows), note))
+    top = _TOP + _LINE * (1 + len(about) + len(notes))
+    height = top + len(grids) * (panel_height + _BETWEEN) - _BETWEEN + _BOTTOM
     figure = Figure(figsize=(width, height))
     grid = figure.subplots(
         len(grids),
@@ -166,16 +178,17 @@ def _panels(title: str, note: str, rows: Sequence[Row]) -> tuple[Figure, list[tu
         squeeze=False,
         gridspec_kw={
             "left": _LEFT / width,
-            "right": 1 - _NAMES / width,
-            "top": 1 - _TOP / height,
+            "right": 1 - beside / width,
+            "top": 1 - top / height,
             "bottom": _BOTTOM / height,
-            "wspace": _NAMES / _PANEL,
-            "hspace": _BETWEEN / _PANEL_HEIGHT,
+            "wspace": beside / _PANEL,
+            "hspace": _BETWEEN / panel_height,
         },
     )
-    styles: list[dict[str, Any]] = [{"fontsize": 13, "weight": "bold"}, {}, {"color": "#555555"}]
-    for line, (text, style) in enumerate(zip((title, _about(rows), note), styles, strict=True)):
-        figure.text(0.12 / width, 1 - (0.12 + 0.27 * line) / height, text, va="top", **style)
+    styled: list[tuple[str, dict[str, Any]]] = [(title, {"fontsize": 13, "weight": "bold"})]
+    styled += [(text, {}) for text in about] + [(text, {"color": "#555555"}) for text in notes]
+    for line, (text, style) in enumerate(styled):
+        figure.text(0.12 / width, 1 - (0.12 + _LINE * line) / height, text, va="top", **style)
     panels = []
     for axes, (name, direction) in zip(
         grid.flat, ((name, direction) for name in grids for direction in directions), strict=True
@@ -209,7 +222,7 @@ def _about(rows: Sequence[Row]) -> str:
 
 def _throughput(rows: Sequence[Row]) -> Figure | None:
     """The bytes that must move, over the time, as a share of a copy's bytes a second."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     rows = [row for row in rows if row.height]
     if not rows:
@@ -218,23 +231,26 @@ def _throughput(rows: Sequence[Row]) -> Figure | None:
         "Throughput against resolution",
         "The bytes that an operator must move, each once, over its time, as a share of what a copy moves on that device. Bands reach from the quantile 0.2 to 0.8.",
         rows,
+        lambda row: _Series.of(row).name,
     )
     measured = [row for row in rows if row.measured] or rows
     copied = median(row.copy_bytes_per_s for row in measured)
     sizes = sorted({(row.height, row.width) for row in rows}, key=math.prod)
     least, most = (end(row.fraction_of_copy for row in rows) for end in (min, max))
+    left, right = 0.8 * math.prod(sizes[0]), 1.25 * math.prod(sizes[-1])
+    places = [_PANEL * math.log(math.prod(size) / left) / math.log(right / left) for size in sizes]
+    ticks = list(map(math.prod, sizes)), staggered(places, list(map(_size, sizes)))
     for axes, shown in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlim(0.8 * math.prod(sizes[0]), 1.25 * math.prod(sizes[-1]))
+        axes.set_xlim(left, right)
         axes.set_ylim(0.7 * least, max(1.6, 1.3 * most))
-        axes.xaxis.set_major_locator(FixedLocator([math.prod(size) for size in sizes]))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks([math.prod(size) for size in sizes], [_size(size) for size in sizes])
+        axes.set_xticks(*ticks)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         axes.set_ylabel("throughput, of a copy's")
         axes.axhline(1, color=_INK, linewidth=1.2)
-        names = [(axes.get_xlim()[1], 1.0, f"a copy: {_si(copied)}B/s", _INK)]
+        names = [(right, 1.0, f"a copy: {_si(copied)}B/s", _INK)]
         for series, line in _series(shown).items():
             color, mark = series.look
             x = [row.height * row.width for row in line]
@@ -250,17 +266,23 @@ def _throughput(rows: Sequence[Row]) -> Figure | None:
 
 def _roofline(rows: Sequence[Row]) -> Figure | None:
     """Arithmetic against its intensity, under what the copy and the matrix product allow, each operator on its largest image."""
-    most = max((row.height * row.width, row.height, row.width) for row in rows)[1:]
-    at = f", images of {_size(most)}" if most[0] else ""
-    figure, panels = _panels(
-        "Roofline" + at,
-        "Additions and multiplications of the formulas over the bytes that must move. Under the slope memory is the limit, under the level arithmetic.",
-        rows,
-    )
     largest = {
         (_Series.of(row), row.grid, row.direction): row for row in sorted(rows, key=lambda r: r.height * r.width)
     }
     marks = list(largest.values())
+    sizes = Counter((row.height, row.width) for row in marks if row.height)
+    usual = max(sizes, key=lambda size: (sizes[size], math.prod(size)), default=None)
+
+    def label(row: Row) -> str:
+        size = (row.height, row.width)
+        return _Series.of(row).name + (f", {_size(size)}" if row.height and size != usual else "")
+
+    figure, panels = _panels(
+        f"Roofline, images of {_size(usual)}" if usual else "Roofline",
+        "Additions and multiplications of the formulas over the bytes that must move. Under the slope memory is the limit, under the level arithmetic.",
+        marks,
+        label,
+    )
     roofs: dict[str, list[Row]] = {}
     for row in rows:
         roofs.setdefault(row.device, []).append(row)
@@ -288,15 +310,13 @@ def _roofline(rows: Sequence[Row]) -> Figure | None:
                 [low, peak / copied, high], [low * copied, peak, peak], color=_INK, linewidth=1.2, linestyle=style
             )
             names.append((high, peak, f"{whose}copy {_si(copied)}B/s, float32 {_si(peak)}FLOP/s", _INK))
-        here = {_Series.of(row): row for row in marks if row in shown}
-        for series, row in here.items():
+        for row in shown:
+            series = _Series.of(row)
             color, mark = series.look
             hollow = series.line != "solid"
             x, y = row.flops / row.bytes, row.flops / row.median_s
             axes.plot(x, y, mark, color=color, markersize=7, markerfacecolor="white" if hollow else color, zorder=3)
-            size = (row.height, row.width)
-            smaller = f", {_size(size)}" if row.height and size != most else ""
-            names.append((x, y, series.name + smaller, color))
+            names.append((x, y, label(row), color))
         _name(axes, names)
     return figure
 
@@ -305,7 +325,10 @@ def _name(axes: Axes, names: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each name at the panel's right, as near to the height of its point (x, y) as the others let it, with a thin line to the point in its colour."""
     to_panel = axes.transData + axes.transAxes.inverted()
     ordered = sorted(names, key=lambda name: name[1])
-    heights = spread([to_panel.transform((x, y))[1] for x, y, _, _ in ordered], _NAME_GAP, (0.02, 1.0))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    gap = _NAME_GAP * figure.dpi / axes.bbox.height
+    heights = spread([to_panel.transform((x, y))[1] for x, y, _, _ in ordered], gap, (0.02, 1.0))
     for (x, y, text, color), height in zip(ordered, heights, strict=True):
         axes.annotate(
             text,
@@ -340,6 +363,18 @@ def spread(wanted: Sequence[float], gap: float, within: tuple[float, float]) -> 
     low, high = within[0], within[1] - (len(wanted) - 1) * gap
     level = [max(min(_mean(pool), high), low) for pool in pools for _ in pool]
     return [place + number * gap for number, place in enumerate(level)]
+
+
+def staggered(places: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """Labels that are centred at ``places``, which ascend, each moved down by as many lines as it would meet the one before it."""
+    ends: list[float] = []
+    lines = []
+    for place, label in zip(places, labels, strict=True):
+        half = _CHARACTER * (len(label) + 2) / 2
+        line = next((number for number, end in enumerate(ends) if end <= place - half), len(ends))
+        ends[line : line + 1] = [place + half]
+        lines.append("\n" * line + label)
+    return lines
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -348,6 +348,51 @@ def test_peers_and_predictions_are_drawn_beside_ours(tmp_path: Path) -> None:
     assert len({path.name for path in written}) == 8
 
 
+@needs_matplotlib
+@pytest.mark.parametrize("directions", [cases.DIRECTIONS, cases.DIRECTIONS[:1]])
+@pytest.mark.parametrize("kind", ["throughput", "roofline"])
+def test_no_text_of_a_crowded_plot_lies_on_another(kind: str, directions: tuple[str, ...]) -> None:
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    sizes = [(256, 256), (1080, 1920), (1536, 2560), (2160, 3840), (3000, 4000)]
+    drawn = []
+    for direction, grid in itertools.product(directions, ("16x16x8", "sigma8")):
+        for operator, (height, width) in itertools.product(cases.OPERATORS[:9], sizes):
+            ours = a_row(operator=operator, direction=direction, grid=grid, height=height, width=width)
+            drawn += [ours, replace(ours, implementation=rows.PREDICTED, device="RTX4090", repeats=0, median_s=1e-4)]
+        other = "fused_bilagrid-irregular"
+        drawn.append(
+            a_row(operator="slice_apply_luma", direction=direction, grid=grid, height=840, implementation=other)
+        )
+
+    with rc_context(plots._SETTINGS):
+        figure = {"throughput": plots._throughput, "roofline": plots._roofline}[kind](drawn)
+        assert figure is not None
+        figure.draw_without_rendering()
+    texts = [*figure.texts]
+    for axes in figure.axes:
+        ticks = [tick for tick in axes.get_xticklabels() if axes.viewLim.containsx(tick.get_position()[0])]
+        ticks += [tick for tick in axes.get_yticklabels() if axes.viewLim.containsy(tick.get_position()[1])]
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *ticks]
+    texts = [text for text in texts if text.get_text()]
+    assert len(texts) > 40 * len(directions)
+    places = {}
+    for text in texts:
+        place = Text.get_window_extent(text)
+        lines = text.get_text().split("\n")
+        # Of a label that was moved down, the line that it was moved to.
+        places[text] = Bbox.from_extents(place.x0, place.y0, place.x1, place.y0 + place.height / len(lines))
+    for text, place in places.items():
+        assert figure.bbox.containsx(place.x0), text
+        assert figure.bbox.containsx(place.x1), text
+        assert figure.bbox.containsy(place.y0), text
+        assert figure.bbox.containsy(place.y1), text
+    for (one, first), (other, second) in itertools.combinations(places.items(), 2):
+        assert Bbox.intersection(first.padded(-1), second.padded(-1)) is None, f"{one} lies on {other}"
+
+
 @given(st.lists(st.floats(0, 1), max_size=12).map(sorted))
 def test_names_keep_their_order_and_their_distance(wanted: list[float]) -> None:
     places = plots.spread(wanted, 0.05, (0.0, 1.0))
