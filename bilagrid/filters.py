@@ -14,9 +14,8 @@ from bilagrid.ops._bilinear import bilinear_
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops._same_bits import power, power_of_ten, spread
-from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_, slice_normalized_
-from bilagrid.ops.splat import splat_
+from bilagrid.ops.splat import splat_blurred_
 
 # A tent's variance, in nodes squared, is 1/6; splat and slice each blur by one.
 _TENT_VARIANCE = 1 / 3
@@ -98,7 +97,7 @@ def bilateral_filter(
         _checks.same("guide", guide, "(N, H, W)", (image.shape[0], *image.shape[2:]), "image")
     lattice, sigma = filter_lattice(guide, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     refuse_too_large(lattice, image)
-    grid = blur(splat_(image, guide, lattice, homogeneous=True), sigma)
+    grid = splat_blurred_(image, guide, lattice, sigma)
     return slice_normalized_(grid, guide, lattice).to(image.dtype)
 
 
@@ -158,7 +157,7 @@ def joint_bilateral_upsample(
         guide_range = min(low_least, high_least), max(low_most, high_most)
     lattice, sigma = filter_lattice(guide_low, sigma_space, sigma_color, guide_range, nodes_per_sigma)
     refuse_too_large(lattice, low)
-    grid = blur(splat_(low, guide_low, lattice, homogeneous=True), sigma)
+    grid = splat_blurred_(low, guide_low, lattice, sigma)
     sliced = slice_(grid, guide_high, lattice.resize((guide_high.shape[1], guide_high.shape[2])))
     prior = bilinear_(low.to(sliced.dtype), guide_high)
     weighted, weight = sliced[:, :-1], sliced[:, -1:]

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import triton
 from triton.compiler import CompiledKernel
@@ -21,6 +22,9 @@ class Code:
 
     instructions: int
     load_bits: tuple[int, ...]
+
+    def __add__(self, other: Code) -> Code:
+        return Code(self.instructions + other.instructions, self.load_bits + other.load_bits)
 
     @property
     def load_bytes(self) -> float:
@@ -41,24 +45,26 @@ Nests = tuple[tuple[Code, tuple[Code, ...]], ...]
 class Program:
     """A kernel's code, and that of its innermost loop where there is one: of several, the longest that loads.
 
-    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``nests`` are in the order of
-    the code, and not known on AMD, where a loop's blocks may lie anywhere.
+    ``unrolled`` is how many turns of the loop as written one turn of the machine's makes, as far as its loads tell. ``around`` are the loops that it lies
+    in, from the outside in, each less the next. ``nests`` are in the order of the code, and not known on AMD, where a loop's blocks may lie anywhere.
     """
 
     whole: Code
     loop: Code | None
     unrolled: int
+    around: tuple[Code, ...] = ()
     nests: Nests = ()
 
 
 def read(compiled: CompiledKernel) -> Program:
     """The program in the compiler's output, for NVIDIA or AMD."""
     if "amdgcn" in compiled.asm:
-        return Program(*_amd(compiled.asm["amdgcn"]), unrolled=1)
-    whole, loop, nests = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
-    _, written, _ = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
+        whole, loop, around = _amd(compiled.asm["amdgcn"])
+        return Program(whole, loop, 1, around)
+    whole, loop, around, nests = _between_branches(_sass(compiled.asm["cubin"]), _sass_load_bits)
+    _, written, *_ = _between_branches(compiled.asm["ptx"].splitlines(), _ptx_load_bits)
     loads, once = (len(part.load_bits) if part else 0 for part in (loop, written))
-    return Program(whole, loop, max(round(loads / once), 1) if once else 1, nests)
+    return Program(whole, loop, max(round(loads / once), 1) if once else 1, around, nests)
 
 
 # In PTX on global and shared memory (redux, which is none, goes between a warp's lanes), and AMD's.
@@ -81,8 +87,10 @@ def _sass(cubin: bytes) -> list[str]:
     return [label or instruction for label, instruction in found if instruction != "NOP"]
 
 
-def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> tuple[Code, Code | None, Nests]:
-    """The whole, of the loops that hold no other the longest that loads, and the outermost loops: all from a label to the last branch back to it."""
+def _between_branches(
+    lines: Sequence[str], load_bits: Callable[[str], int]
+) -> tuple[Code, Code | None, tuple[Code, ...], Nests]:
+    """The whole, of the loops that hold no other the longest that loads, those around it, and the outermost: all from a label to the last branch back to it."""
     starts: dict[str, int] = {}
     ends: dict[int, int] = {}
     bits: list[int] = []
@@ -106,34 +114,43 @@ def _between_branches(lines: Sequence[str], load_bits: Callable[[str], int]) -> 
     def outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return [span for span in spans if not any(span in inside(other) for other in spans)]
 
-    longest = max((code(*s) for s in ends.items() if not inside(s)), key=_reads_most, default=None)
+    innermost = [span for span in ends.items() if not inside(span)]
+    longest = max(innermost, key=lambda span: _reads_most(code(*span)), default=(0, 0))
+    path = [span for span in sorted(ends.items()) if longest in inside(span)] + [longest]
+    around = tuple(code(a, c) + code(d, b) for (a, b), (c, d) in pairwise(path))
     nests = tuple(
         (code(*span), tuple(code(*each) for each in outermost(inside(span))))
         for span in outermost(sorted(ends.items()))
     )
-    return code(0, len(bits)), longest, nests
+    return code(0, len(bits)), code(*longest) if innermost else None, around, nests
 
 
-def _amd(text: str) -> tuple[Code, Code | None]:
-    """The whole, and of the loops that LLVM's comments call inner the longest that loads: its blocks may lie anywhere."""
+def _amd(text: str) -> tuple[Code, Code | None, tuple[Code, ...]]:
+    """The whole, of the loops that LLVM's comments call inner the longest that loads, and those around it: a loop's blocks may lie anywhere."""
     block = loop = ""
     loops: dict[str, list[int]] = {}
     inner: set[str] = set()
+    parents: dict[str, list[str]] = {}
     whole: list[int] = []
     for line in text.split("\n.Lfunc_end")[0].splitlines():
         code, _, comment = line.partition(";")
         if label := re.match(r"\.L(BB\w+):|; %bb", line):
             block, loop = label[1] or "", ""
-        if "Inner Loop Header" in comment:
+        if parent := re.search(r"Parent Loop (\w+)", comment):
+            parents.setdefault(block, []).append(parent[1])
+        if header := re.search(r"This (Inner )?Loop Header", comment):
             loop = block
-            inner.add(block)
+            if header[1]:
+                inner.add(block)
         elif member := re.search(r"in Loop: Header=(\w+)", comment):
             loop = member[1]
         if re.match(r"\t(?!s_nop)[a-z]\w+", code):
             whole.append(_amd_load_bits(code.strip()))
             loops.setdefault(loop, []).append(whole[-1])
     as_code = lambda bits: Code(len(bits), tuple(filter(None, bits)))  # noqa: E731
-    return as_code(whole), max((as_code(loops[name]) for name in inner), key=_reads_most, default=None)
+    longest = max(inner, key=lambda name: _reads_most(as_code(loops[name])), default="")
+    around = tuple(as_code(loops[name]) for name in parents.get(longest, ()))
+    return as_code(whole), as_code(loops[longest]) if inner else None, around
 
 
 def _sass_load_bits(line: str) -> int:

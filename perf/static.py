@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -177,8 +178,8 @@ def _resources(compiled: CompiledKernel) -> tuple[int, int]:
 class Share:
     """How a launch's work is dealt out: ``elements``, in ``unit``, to a program, or to a turn of its innermost loop where that ``walks`` through them.
 
-    Where it does not, the loop goes over channels or taps, and makes about ``loads`` loads for an element in all its turns. ``count`` is what the launch goes
-    through in all. ``curves`` and ``knots`` are the turns of loops that lie in one another, the inner of which load each knot's shift and
+    Where it does not, the loop goes over channels or taps, and makes about ``loads`` loads for an element in all its turns. Where loops that lie in one another
+    walk, ``turns`` are each one's within the one around it, from the outside in. ``count`` is what the launch goes through in all. ``curves`` and ``knots`` are the turns of loops that lie in one another, the inner of which load each knot's shift and
     slope. On AMD, where such loops are not taken apart and scalars are not loaded by lanes, that is counted by ``loads`` and comes out far too high.
     """
 
@@ -189,6 +190,7 @@ class Share:
     loads: int = 0
     curves: int = 0
     knots: int = 0
+    turns: tuple[float, ...] = ()
 
     def each(
         self,
@@ -201,7 +203,9 @@ class Share:
         if loop is None:
             a_lane = figure(program.whole)
         elif self.walks:
-            a_lane = figure(loop) / program.unrolled
+            a_lane = figure(loop) / program.unrolled * math.prod(self.turns)
+            for depth, code in enumerate(reversed(program.around[-len(self.turns) + 1 :]), 1) if self.turns else ():
+                a_lane += figure(code) * math.prod(self.turns[:-depth])
         elif self.curves and program.nests:
             a_lane = figure(program.whole)
             for outer, inner in program.nests:
@@ -225,12 +229,14 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
     if name in ("_reduce_cells_kernel", "_reduce_columns_kernel", "_reduce_nodes_kernel"):
         image = given["image_ptr"]
         pixels = image.shape[0] * image.shape[2] * image.shape[3]
-        if name == "_reduce_columns_kernel":
-            turn = given["COLUMNS"] * given["ROWS"]
-        else:
-            # Where a lane owns cells, a strip begins a row of cells early.
-            turn = given["PIXELS"] if "PIXELS" in given else given["CELLS"] / (1 + 1 / given["strip_rows"])
         # Every tile reads every pixel.
+        if name == "_reduce_nodes_kernel":
+            # A strip begins a row of cells early, a program's first lane begins its nodes, and lanes wait for that of the widest cell.
+            rows, columns = (max(image.shape[k] / max(given[size] - 1, 1), 1.0) for k, size in ((2, "Gh"), (3, "Gw")))
+            owned = given["strip_rows"] * rows * (given["CELLS"] - 1) * columns
+            turns = given["strip_rows"] + 1, rows, math.ceil(columns)
+            return Share("pixel", owned / tiles, pixels, True, turns=turns)
+        turn = given["PIXELS"] if "PIXELS" in given else given["COLUMNS"] * given["ROWS"]
         return Share("pixel", turn / tiles, pixels, True)
     if name in ("_curves_kernel", "_curves_bwd_kernel"):
         curves, knots = given["shifts_ptr"].shape

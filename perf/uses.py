@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from bilagrid.filters import filter_lattice
 from bilagrid.gpu import _bank, _launch, _regime, blur, curves, slice, slice_apply, slice_points, splat, total_variation
 from bilagrid.lattice import Lattice
 
@@ -139,11 +140,11 @@ def _points(dtype: torch.dtype, device: str, height: int, *, indexed: bool = Fal
     slice_points.slice_points_bwd_grid(grad, points, index, [grids, *size], 0)
 
 
-def _filter(dtype: torch.dtype, device: str, height: int) -> None:
-    """A gray bilateral filter and its gradient by the guide."""
-    guide, values = _pixels(dtype, device, 1, height)
-    lattice = Lattice.half_pixel((16, height // 8, values.shape[3] // 8), (height, values.shape[3]))
-    grid = blur.blur(splat.splat(values, guide, lattice, homogeneous=True), (1.0, 1.0, 1.0))
+def _filter(dtype: torch.dtype, device: str, height: int, *, channels: int = 1, sigma_color: float = 0.1) -> None:
+    """A bilateral filter, sigma_space 8, and its gradient by the guide."""
+    guide, values = _pixels(dtype, device, channels, height)
+    lattice, sigma = filter_lattice(guide, 8.0, sigma_color, (0.0, 1.0))
+    grid = splat.splat_blurred(values, guide, sigma, lattice)
     slice.slice_normalized(grid, guide, lattice)
     slice.slice(grid, guide, lattice)
     slice.slice_bwd_guide(grid, guide, values, lattice, homogeneous=True)
@@ -192,6 +193,14 @@ TILE_USES = [
     Use("curves, 3 of 16 knots, int64", torch.float32, _guide, height=30240),
     *(Use(f"blur, {taps} taps to each side", torch.float32, partial(_smooth, sigma=taps / 3)) for taps in (1, 4, 8)),
     Use("blur, 8 taps to each side", torch.float64, partial(_smooth, sigma=8 / 3)),
+    *(
+        Use(
+            f"filter, C={c + 1} homogeneous, sigma_color {s}",
+            torch.float32,
+            partial(_filter, channels=c, sigma_color=s),
+        )
+        for c, s in ((1, 0.05), (1, 0.3), (3, 0.1), (3, 0.5))
+    ),
     *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
     *(_tile_use(c, d, "coarse", "high") for d in _DEPTHS for c in (3, 12, 32)),
     *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),

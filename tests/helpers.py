@@ -127,6 +127,9 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)
     )
 
 
+# Of a blur along (z, y, x), for `given`.
+SIGMAS = st.sampled_from([(0.0, 0.0, 0.0), (0.8, 0.8, 0.8), (1.1, 0.0, 0.6), (0.0, 2.5, 0.1), (3.0, 1.0, 0.0)])
+
 # Shapes of images that a filter takes, for `given`.
 IMAGES = {
     "height": st.sampled_from([1, 2, 9, 31]),

@@ -13,7 +13,7 @@ import bilagrid
 from bilagrid import Lattice
 from bilagrid.ops.slice import slice_, slice_bwd_guide_, slice_normalized_
 from bilagrid.ops.slice_points import slice_points_, splat_points_
-from bilagrid.ops.splat import splat_
+from bilagrid.ops.splat import splat_, splat_blurred_
 from tests.conftest import BACKENDS
 from tests.helpers import device_of, off_nodes
 
@@ -64,8 +64,8 @@ INDEX = torch.tensor([1, 0, 1, 1, 0]).view(1, 1, 5)
 # Each: the function, its arguments, and whether it is differentiable twice by all of them.
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]] = {
     "splat": (lambda v, g: bilagrid.splat(v, g, SIZE), lambda: (_random(1, 2, *IMAGE), _guide())),
-    "splat homogeneous": (
-        lambda v, g: splat_(v, g, LATTICE, homogeneous=True),
+    "splat_blurred": (
+        lambda v, g: splat_blurred_(v, g, LATTICE, (0.7, 0.0, 1.2)),
         lambda: (_random(1, 2, *IMAGE), _guide()),
     ),
     "splat_dz": (lambda v, g: splat_(v, g, LATTICE, True), lambda: (_random(1, 2, *IMAGE), _guide())),

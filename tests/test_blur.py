@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 import bilagrid
 from bilagrid.ops._memory import empty_grid_as
-from tests.helpers import STRIDES, Problem, assert_near, device_of, numpy64, problems, strided
+from tests.helpers import SIGMAS, STRIDES, Problem, assert_near, device_of, numpy64, problems, strided
 from tests.reference import blur as expected
-
-SIGMAS = st.sampled_from([(0.0, 0.0, 0.0), (0.8, 0.8, 0.8), (1.1, 0.0, 0.6), (0.0, 2.5, 0.1), (3.0, 1.0, 0.0)])
 
 
 @given(problem=problems(), sigma=SIGMAS)

@@ -9,18 +9,21 @@ from hypothesis import given
 
 import bilagrid
 from bilagrid import Lattice
-from bilagrid.ops.splat import splat_
+from bilagrid.ops._memory import empty_grid
+from bilagrid.ops.splat import splat_, splat_blurred_
 from tests.helpers import (
     COARSE,
     COARSE_STRIPS,
     COARSE_TILES,
     FINE_BLOCKS,
+    SIGMAS,
     Problem,
     assert_near,
     device_of,
     numpy64,
     problems,
 )
+from tests.reference import blur as blurred
 from tests.reference import lattice as reference
 from tests.reference import slice as slice_reference
 from tests.reference import splat as expected
@@ -53,14 +56,18 @@ def test_products_equal_reference(triton_backend: str, problem: Problem, monkeyp
     assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference), rounding)
 
 
-@given(problem=problems())
-@hypothesis.example(problem=COARSE)
-def test_homogeneous_channel_is_a_channel_of_ones(backend_in_depth: str, problem: Problem) -> None:
+@given(problem=problems(), sigma=SIGMAS)
+@hypothesis.example(problem=COARSE, sigma=(0.8, 0.8, 0.8))
+@hypothesis.example(problem=FINE_BLOCKS, sigma=(1.1, 0.0, 0.6))
+def test_blurred_equals_reference(backend_in_depth: str, problem: Problem, sigma: tuple[float, float, float]) -> None:
+    """With a channel of ones, whether a program holds all planes of its nodes or not."""
     problem = problem.on(backend_in_depth)
     _, guide, values = problem.tensors()
-    ones = torch.ones_like(values[:, :1])
-    plain = splat_(torch.cat([values, ones], 1), guide, problem.lattice)
-    assert_near(splat_(values, guide, problem.lattice, homogeneous=True), plain)
+    homogeneous = numpy64(torch.cat([values, torch.ones_like(values[:, :1])], 1))
+    grid = splat_blurred_(values, guide, problem.lattice, sigma)
+    wanted = blurred.blur(expected.splat(homogeneous, numpy64(guide), problem.reference, False), sigma)
+    assert grid.stride() == empty_grid(grid, *grid.shape[1:2], grid.shape[2:], grid.dtype, interleaved=True).stride()
+    assert_near(grid, wanted)
 
 
 @given(problem=problems())

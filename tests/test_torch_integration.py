@@ -47,9 +47,12 @@ def _parameters() -> tuple[Tensor, ...]:
 
 RAW: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "splat": [
-        lambda: (_pixels(3), _guide(), *PLACE, False, False),
-        lambda: (_pixels(2).half(), _guide(), *PLACE, False, True),
-        lambda: (_pixels(2).mT.contiguous().mT, _guide().double(), *PLACE, True, False),
+        lambda: (_pixels(3), _guide(), *PLACE, False),
+        lambda: (_pixels(2).mT.contiguous().mT, _guide().double(), *PLACE, True),
+    ],
+    "splat_blurred": [
+        lambda: (_pixels(2).half(), _guide(), (0.8, 0.0, 1.2), *PLACE),
+        lambda: (_pixels(1).double(), _guide(), (0.0, 0.0, 0.0), *PLACE),
     ],
     "slice": [
         lambda: (_grid(3), _guide(), *PLACE, False, None),

@@ -26,9 +26,8 @@ from bilagrid.filters import filter_lattice, measured_range, refuse_too_large
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._same_bits import spread
-from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_normalized_
-from bilagrid.ops.splat import splat_
+from bilagrid.ops.splat import splat_blurred_
 
 __all__ = ["BilateralBlur", "JointBilateralBlur", "bilateral_blur", "joint_bilateral_blur"]
 
@@ -258,7 +257,7 @@ def _on_grid(
     depth, rows, columns = size
     lattice = replace(lattice, size=(depth, rows, columns), steps=(*steps, *lattice.steps[3:]))
     refuse_too_large(lattice, padded)
-    grid = blur(splat_(padded, around, lattice, homogeneous=True), (blurs[0], blurs[1], blurs[2]))
+    grid = splat_blurred_(padded, around, lattice, (blurs[0], blurs[1], blurs[2]))
     return slice_normalized_(grid, guide, lattice.crop(*reach))
 
 

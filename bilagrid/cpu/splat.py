@@ -17,6 +17,7 @@ from bilagrid.cpu._reduction import (
     scatter_row,
 )
 from bilagrid.cpu._run import Kernel, helper
+from bilagrid.cpu.blur import blur
 from bilagrid.lattice import Lattice
 from bilagrid.ops._memory import empty_grid
 
@@ -71,7 +72,15 @@ def _splat_kernel(
 _splat = Kernel(_splat_kernel)
 
 
-def splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, homogeneous: bool = False) -> Tensor:
+def splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False) -> Tensor:
+    return _add_up(values, guide, lattice, dz=dz)
+
+
+def splat_blurred(values: Tensor, guide: Tensor, sigma: tuple[float, float, float], lattice: Lattice) -> Tensor:
+    return blur(_add_up(values, guide, lattice, homogeneous=True), sigma)
+
+
+def _add_up(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, homogeneous: bool = False) -> Tensor:
     dtype = compute_type(values, guide)
     at = Geometry(lattice, guide.shape[1], guide.shape[2], dtype)
     channels = values.shape[1] + int(homogeneous)

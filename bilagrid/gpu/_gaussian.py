@@ -53,3 +53,18 @@ def convolve(node_ptr, stride, k, nodes, radius, taps_exponent, taps_scale, mask
         value = tl.load(node_ptr + widen(t, WIDE) * stride, mask=inside, other=0.0).to(ACC)
         acc = tl.fma(value, tap(t, taps_exponent, taps_scale, ACC), acc)
     return acc
+
+
+@triton.jit
+def convolve_planes(values, taps_exponent, taps_scale, RADIUS: tl.constexpr, ACC: tl.constexpr):
+    """``values`` (C, PLANES, X) convolved along their planes, of which a lane holds all, with taps at up to RADIUS; zero outside."""
+    PLANES: tl.constexpr = values.shape[1]
+    plane = tl.arange(0, PLANES)[None, :, None]
+    acc = tl.zeros(values.shape, ACC)
+    for p in tl.static_range(PLANES):
+        # All known when it is compiled: the plane costs nothing to pick where what is added is minus zero, to which nothing is added.
+        of_plane = tl.sum(tl.where(plane == p, values, -0.0), axis=1)[:, None, :]
+        distance = tl.abs(plane - p)
+        weight = tap(distance, taps_exponent, taps_scale, ACC)
+        acc = tl.where(distance <= RADIUS, tl.fma(of_plane, weight, acc), acc)
+    return acc

@@ -1,10 +1,11 @@
-"""The fine reduction: a lane owns a column of cells of the grid and marches down their pixels; once a row of cells the lanes add up into nodes."""
+"""The fine reduction: a lane owns a column of cells of the grid and marches down their pixels; once a row of pixels the lanes add up into nodes."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from bilagrid.gpu._gaussian import convolve_planes
 from bilagrid.gpu._geometry import coordinate, first_pixel, tent_z, widen
 from bilagrid.gpu._launch import RUNTIME
 from bilagrid.gpu._pixels import load_guide, load_term
@@ -49,6 +50,8 @@ def _reduce_nodes_kernel(
     slack_y,
     slack_x,
     strip_rows,
+    taps_exponent,
+    taps_scale,
     C_IN: tl.constexpr,
     TERMS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -59,14 +62,16 @@ def _reduce_nodes_kernel(
     PRODUCT: tl.constexpr,
     LUMA: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    RADIUS: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """A program owns CELLS - 1 nodes along x and strip_rows along y of the grid, for PLANES planes and TILE_C channels: out = sum over pixels w_x w_y w_z product.
 
-    A lane owns a column of cells and adds each of their pixels to the sums of the four nodes around it, for all planes at once. Where a row of cells ends, the
-    sums of the nodes above it are complete: those on a cell's right go to the lane of the next, and the row is stored. A strip begins a row of cells early.
+    A lane owns a column of cells and adds up each row of their pixels, for all planes at once, by what it weighs on a cell's left and right. The sum on the
+    right goes to the lane of the next cell, so that each lane has its node's, and adds it to the node above and below by the row's two weights. Where a row of
+    cells ends, the nodes above it are complete, and are stored: with RADIUS, convolved along z. A strip begins a row of cells early.
 
     guide (N, H, W), image (N, C_IN, H, W), grad (N, CHANNELS / TERMS, H, W), out (N, CHANNELS, D, Gh, Gw).
     Where out is INTERLEAVED, sums are turned before they are stored, so that lanes write what lies together.
@@ -104,17 +109,15 @@ def _reduce_nodes_kernel(
     last_node = tl.minimum(first_node + strip_rows, Gh)
     first_cell = tl.maximum(first_node - 1, 0)
     next_row = first_pixel(first_cell, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
-    above_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
-    above_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+    above = tl.zeros([TILE_C, PLANES, CELLS], ACC)
     for node_y in range(first_cell, last_node):
         first_row = next_row
         next_row = first_pixel(node_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
-        below_left = tl.zeros([TILE_C, PLANES, CELLS], ACC)
-        below_right = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+        below = tl.zeros([TILE_C, PLANES, CELLS], ACC)
         for row in range(first_row, next_row):
-            y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
-            weight_y = y - node_y
             i = widen(row, WIDE)
+            left_sum = tl.zeros([TILE_C, PLANES, CELLS], ACC)
+            right_sum = tl.zeros([TILE_C, PLANES, CELLS], ACC)
             for step in range(longest):
                 offs_x = first_x + step
                 mask = offs_x < last_x
@@ -131,16 +134,19 @@ def _reduce_nodes_kernel(
                     pointers_g = grad_ptr + offset_g[None, :] + widen(channel // TERMS, WIDE) * stride_grad_c
                     value *= tl.load(pointers_g, mask=exists).to(ACC)
                 value = tl.where((mask & (guide == guide))[None, :], value, 0.0)
-                weight_x = (x_pixel - node_x)[None, :]
-                right = value * weight_x
-                left_value = value - right
+                right = value * (x_pixel - node_x)[None, :]
                 weight_z = tent_z(z_pixel[None, None, :], z0[None, None, :], plane, D, DZ)
-                above_left = tl.fma((left_value * (1.0 - weight_y))[:, None, :], weight_z, above_left)
-                above_right = tl.fma((right * (1.0 - weight_y))[:, None, :], weight_z, above_right)
-                below_left = tl.fma((left_value * weight_y)[:, None, :], weight_z, below_left)
-                below_right = tl.fma((right * weight_y)[:, None, :], weight_z, below_right)
+                left_sum = tl.fma((value - right)[:, None, :], weight_z, left_sum)
+                right_sum = tl.fma(right[:, None, :], weight_z, right_sum)
+            sums = left_sum + tl.gather(right_sum, before, axis=2)
+            y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
+            weight_y = y - node_y
+            above = tl.fma(sums, 1.0 - weight_y, above)
+            below = tl.fma(sums, weight_y, below)
         if node_y >= first_node:
-            total = above_left + tl.gather(above_right, before, axis=2)
+            total = above
+            if RADIUS is not None:
+                total = convolve_planes(total, taps_exponent, taps_scale, RADIUS, ACC)
             if INTERLEAVED:
                 place = ((n * Gh + node_y) * Gw + widen(x, WIDE)) * (D * CHANNELS) + (plane * CHANNELS + c)
                 place = tl.permute(place, (2, 1, 0))
@@ -148,5 +154,4 @@ def _reduce_nodes_kernel(
             else:
                 place = (((n * CHANNELS + c) * D + plane) * Gh + node_y) * Gw + x
             tl.store(out_ptr + place, total, mask=owned)
-        above_left = below_left
-        above_right = below_right
+        above = below

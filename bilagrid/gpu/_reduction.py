@@ -13,6 +13,7 @@ import torch
 import triton
 
 from bilagrid.gpu._combine import COMBINE_CONFIGS, _combine_kernel
+from bilagrid.gpu._gaussian import taps
 from bilagrid.gpu._launch import (
     cdiv,
     compute_dtype,
@@ -26,9 +27,8 @@ from bilagrid.gpu._launch import (
 from bilagrid.gpu._reduce_cells import CELL_CONFIGS, _reduce_cells_kernel
 from bilagrid.gpu._reduce_columns import COLUMN_CONFIGS, _reduce_columns_kernel
 from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_WIDE, _reduce_nodes_kernel
-from bilagrid.gpu._regime import choose, is_wide, rounds_to_tf32
+from bilagrid.gpu._regime import choose, is_wide, rounds_to_tf32, schedulers
 from bilagrid.lattice import Lattice
-from bilagrid.ops._memory import empty_grid
 
 # Channels and planes of the grid in a matrix product: more of either spills registers.
 _CHANNELS = 16
@@ -53,22 +53,22 @@ def reduce_products(
     image: torch.Tensor,
     grad: torch.Tensor | None,
     lattice: Lattice,
+    out: torch.Tensor,
     *,
-    ones: bool,
-    dz: bool,
-    interleaved: bool,
-    out_dtype: torch.dtype,
+    ones: bool = False,
+    dz: bool = False,
+    sigma_z: float = 0.0,
 ) -> torch.Tensor:
-    """The sum over pixels of weight times ``grad[o] * term[k]``, or ``term[k]`` without ``grad``: (N, C, D, Gh, Gw), as `empty_grid` lays it out.
+    """``out``, (N, C, D, Gh, Gw) as `empty_grid` lays it out, filled with the sum over pixels of weight times ``grad[o] * term[k]``, or ``term[k]``
+    without ``grad``; blurred along z by ``sigma_z`` nodes where a program `holds_all_planes`.
 
     The guide is luma where None. A pixel whose guide is NaN is left out.
     """
     depth, rows, columns = lattice.size
     batch, c_in, height, width = image.shape
     terms = c_in + int(ones)
-    channels = terms * (1 if grad is None else grad.shape[1])
+    channels = out.shape[1]
     dtype = compute_dtype(guide, image, grad)
-    out = empty_grid(image, channels, lattice.size, out_dtype, interleaved=interleaved)
     per_y, slack_y = _pixels_a_node(lattice.scale[1], height + lattice.origin[0])
     per_x, slack_x = _pixels_a_node(lattice.scale[2], width + lattice.origin[1])
     along_x = {"per_x": constant(per_x, dtype), "slack_x": slack_x}
@@ -95,25 +95,28 @@ def reduce_products(
         LUMA=guide is None,
         WIDE=needs_int64(guide, image, grad, out),
     )
-    if dtype == torch.float64 or choose(channels, lattice.size, width) == "fine":
-        planes = min(triton.next_power_of_2(depth), _PLANES, _SUMS[dtype])
+    if _is_fine(channels, lattice, width, dtype):
+        planes = _planes_of_node(depth, dtype)
         tile_c = min(triton.next_power_of_2(channels), _SUMS[dtype] // planes)
-
         configs = NODE_CONFIGS_WIDE if is_wide(image.device) else NODE_CONFIGS
-        blocks = cdiv(columns, configs[0].kwargs["CELLS"] - 1) * cdiv(depth, planes) * cdiv(channels, tile_c)
-        strip_rows = _strip_rows(blocks, rows)
+        strips = batch * cdiv(columns, configs[0].kwargs["CELLS"] - 1) * cdiv(depth, planes) * cdiv(channels, tile_c)
+        strip_rows = _rows_of_nodes(strips, rows, schedulers(image.device))
+        along_z = taps(sigma_z, depth, dtype)
+        radius = along_z.pop("radius")
         launch(
             _reduce_nodes_kernel,
-            batch * blocks * cdiv(rows, strip_rows),
+            strips * cdiv(rows, strip_rows),
             configs,
             image,
             out_ptr=out,
             **shared,
             **along_x,
+            RADIUS=radius if sigma_z > 0 else None,
+            **along_z,
             strip_rows=strip_rows,
             PLANES=planes,
             TILE_C=tile_c,
-            INTERLEAVED=interleaved,
+            INTERLEAVED=out.stride(1) < out.stride(4),
             ACC=triton_dtype(dtype),
         )
         return out
@@ -151,6 +154,33 @@ def reduce_products(
         COLUMNS=deal.columns,
     )
     return out
+
+
+def holds_all_planes(guide: torch.Tensor, image: torch.Tensor, lattice: Lattice, out: torch.Tensor) -> bool:
+    """Whether a program of `reduce_products` holds all planes of its nodes, so that it can blur along them."""
+    dtype, depth = compute_dtype(guide, image), lattice.size[0]
+    return _is_fine(out.shape[1], lattice, image.shape[3], dtype) and depth <= _planes_of_node(depth, dtype)
+
+
+def _is_fine(channels: int, lattice: Lattice, width: int, dtype: torch.dtype) -> bool:
+    return dtype == torch.float64 or choose(channels, lattice.size, width) == "fine"
+
+
+def _planes_of_node(depth: int, dtype: torch.dtype) -> int:
+    """How many planes a lane of the fine reduction adds up."""
+    return min(triton.next_power_of_2(depth), _PLANES, _SUMS[dtype])
+
+
+def _rows_of_nodes(strips: int, rows: int, schedulers: int) -> int:
+    """Rows of nodes a strip, of ``rows`` in all: as many as take the least time. They are in no sum's order.
+
+    A warp owns a strip and begins it a row of cells early. A scheduler issues from one warp at a time, and waits for memory if it has not two.
+    """
+
+    def turns(each: int) -> int:
+        return (each + 1) * max(cdiv(strips * cdiv(rows, each), schedulers), 2)
+
+    return min(range(1, rows + 1), key=turns)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,12 @@ def _architecture_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+@functools.cache
+def schedulers(device: torch.device) -> int:
+    """How many warps the device issues from at a time; an H100's where there is no device (the interpreter)."""
+    return 4 * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132)
+
+
 def is_amd(device: torch.device) -> bool:
     """Whether kernels are compiled for an AMD GPU."""
     return architecture(device).startswith("gfx")

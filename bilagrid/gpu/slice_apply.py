@@ -28,7 +28,7 @@ from bilagrid.gpu._slice_apply_bwd import (
     _slice_apply_bwd_pixels_fine_kernel,
 )
 from bilagrid.lattice import Lattice
-from bilagrid.ops._memory import empty_as
+from bilagrid.ops._memory import empty_as, empty_grid
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. Two pixels a thread spend a seventh less on coordinates and addresses.
 APPLY_CONFIGS = [
@@ -259,10 +259,10 @@ def slice_apply_bwd_grid(
     offset: bool,
 ) -> torch.Tensor:
     """The gradient of `slice_apply` by the grid: (N, C, D, Gh, Gw), contiguous, float64 if any argument is, else float32."""
+    channels = grad_output.shape[1] * (image.shape[1] + int(offset))
     dtype = compute_dtype(guide, image, grad_output)
-    return reduce_products(
-        guide, image, grad_output, lattice, ones=offset, dz=False, interleaved=False, out_dtype=dtype
-    )
+    grid = empty_grid(image, channels, lattice.size, dtype, interleaved=False)
+    return reduce_products(guide, image, grad_output, lattice, grid, ones=offset)
 
 
 def _pixels(grid: torch.Tensor, guide: torch.Tensor | None, image: torch.Tensor, terms: int) -> dict[str, Any]:

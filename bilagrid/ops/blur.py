@@ -47,7 +47,13 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
         sigmas = (_checks.number("sigma", sigma),) * 3
     if not all(0 <= s <= _LARGEST_SIGMA for s in sigmas):
         raise ValueError(f"sigma must be between 0 and {_LARGEST_SIGMA:.0f} nodes, got {sigma!r}")
-    return _Blur.apply(grid, tuple(float(s) for s in sigmas))
+    along_z, along_y, along_x = map(float, sigmas)
+    return blur_(grid, (along_z, along_y, along_x))
+
+
+def blur_(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
+    """`blur` of checked arguments."""
+    return _Blur.apply(grid, sigma)
 
 
 def _fake_blur(grid: Tensor, sigma: list[float]) -> Tensor:
@@ -68,4 +74,4 @@ class _Blur(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return _Blur.apply(grad, ctx.sigma), None
+        return blur_(grad, ctx.sigma), None

@@ -15,6 +15,7 @@ from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import LATTICE, Packed, pack, raw_operator, unpack
+from bilagrid.ops.blur import blur_
 
 
 def splat(
@@ -89,34 +90,45 @@ def _checked(
     return _checks.lattice_for(lattice, size, guide, what="size")
 
 
-def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, homogeneous: bool = False) -> Tensor:
-    """`splat` of checked arguments.
+def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False) -> Tensor:
+    """`splat` of checked arguments; with ``dz`` the weights are differentiated by the guide's grid coordinate."""
+    return _Splat.apply(values, guide, dz, pack(lattice))
 
-    With ``dz`` the weights are differentiated by the guide's grid coordinate; with ``homogeneous`` the values get one more channel, of ones, which is
-    never stored, and the grid is interleaved (`empty_grid`).
+
+def splat_blurred_(values: Tensor, guide: Tensor, lattice: Lattice, sigma: tuple[float, float, float]) -> Tensor:
+    """``blur(splat([values, 1]), sigma)`` of checked arguments: what filters slice. The last channel, of ones, is never stored before it is splatted.
+
+    The grid is interleaved (`empty_grid`). One operator, so that a splat which holds all planes of a node blurs along them before it writes any.
     """
-    return _Splat.apply(values, guide, dz, homogeneous, pack(lattice))
+    return _SplatBlurred.apply(values, guide, sigma, pack(lattice))
 
 
-def _fake_splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool, homogeneous: bool) -> Tensor:
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    channels = values.shape[1] + int(homogeneous)
-    return empty_grid(values, channels, lattice.size, dtype, interleaved=homogeneous)
+def _grid_dtype(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-_raw_splat = raw_operator(
-    "splat", f"splat(Tensor values, Tensor guide, {LATTICE}, bool dz, bool homogeneous) -> Tensor", _fake_splat
+def _fake_splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool) -> Tensor:
+    return empty_grid(values, values.shape[1], lattice.size, _grid_dtype(values), interleaved=False)
+
+
+def _fake_splat_blurred(values: Tensor, guide: Tensor, sigma: list[float], lattice: Lattice) -> Tensor:
+    return empty_grid(values, values.shape[1] + 1, lattice.size, _grid_dtype(values), interleaved=True)
+
+
+_raw_splat = raw_operator("splat", f"splat(Tensor values, Tensor guide, {LATTICE}, bool dz) -> Tensor", _fake_splat)
+_raw_splat_blurred = raw_operator(
+    "splat", f"splat_blurred(Tensor values, Tensor guide, float[] sigma, {LATTICE}) -> Tensor", _fake_splat_blurred
 )
 
 
 class _Splat(Function):
     @staticmethod
-    def forward(values: Tensor, guide: Tensor, dz: bool, homogeneous: bool, lattice: Packed) -> Tensor:
-        return _raw_splat(values, guide, lattice, dz, homogeneous)
+    def forward(values: Tensor, guide: Tensor, dz: bool, lattice: Packed) -> Tensor:
+        return _raw_splat(values, guide, lattice, dz)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, guide, ctx.dz, ctx.homogeneous, ctx.lattice = inputs
+        values, guide, ctx.dz, ctx.lattice = inputs
         ctx.save_for_backward(values, guide)
 
     @staticmethod
@@ -125,10 +137,33 @@ class _Splat(Function):
         lattice = unpack(ctx.lattice, grad)
         by_values = by_guide = None
         if ctx.needs_input_grad[0]:
-            by_values = adjoint.slice_(grad[:, : values.shape[1]], guide, lattice, ctx.dz).to(values.dtype)
+            by_values = adjoint.slice_(grad, guide, lattice, ctx.dz).to(values.dtype)
         if ctx.needs_input_grad[1] and not ctx.dz:
-            by_guide = adjoint.slice_bwd_guide_(grad, guide, values, lattice, ctx.homogeneous)
-        return by_values, by_guide, None, None, None
+            by_guide = adjoint.slice_bwd_guide_(grad, guide, values, lattice)
+        return by_values, by_guide, None, None
+
+
+class _SplatBlurred(Function):
+    @staticmethod
+    def forward(values: Tensor, guide: Tensor, sigma: tuple[float, float, float], lattice: Packed) -> Tensor:
+        return _raw_splat_blurred(values, guide, sigma, lattice)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, guide, ctx.sigma, ctx.lattice = inputs
+        ctx.save_for_backward(values, guide)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        values, guide = ctx.saved_tensors
+        lattice = unpack(ctx.lattice, grad)
+        grad = blur_(grad, ctx.sigma)
+        by_values = by_guide = None
+        if ctx.needs_input_grad[0]:
+            by_values = adjoint.slice_(grad[:, : values.shape[1]], guide, lattice).to(values.dtype)
+        if ctx.needs_input_grad[1]:
+            by_guide = adjoint.slice_bwd_guide_(grad, guide, values, lattice, homogeneous=True)
+        return by_values, by_guide, None, None
 
 
 class _SplatToBank(Function):
@@ -136,7 +171,7 @@ class _SplatToBank(Function):
 
     @staticmethod
     def forward(values: Tensor, guide: Tensor, lattice: Packed, index: Tensor, count: int) -> Tensor:
-        return raw_collect(_raw_splat(values, guide, lattice, False, False), index, count)
+        return raw_collect(_raw_splat(values, guide, lattice, False), index, count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
