@@ -76,6 +76,18 @@ def test_instructions_a_pixel_stay_within_budget(
         assert row["spills"] == 0
 
 
+def test_a_gray_filter_stays_within_its_budget(sm_90: list[dict[str, Any]]) -> None:
+    """Sigma 8 and 0.1, in float32: whatever its splat does for a pixel, strips, rows and idle lanes included; its blur, for a node; its slice."""
+    most = {"_reduce_nodes_kernel": 240, "_blur_pair_kernel": 80, "_slice_fine_kernel": 115}
+    found = {
+        row["kernel"]: row["instructions_per_pixel"]
+        for row in sm_90
+        if row["case"] == "filter, C=2 homogeneous, D=16" and row["dtype"] == "float32" and row["kernel"] in most
+    }
+    assert found.keys() == most.keys()
+    assert all(found[kernel] <= most[kernel] for kernel in most)
+
+
 @pytest.mark.parametrize("target", QUICK)
 def test_chosen_configurations_fit(target: str) -> None:
     # AMD's compiler gives machine code as text, which is read along here; NVIDIA's is taken apart for sm_90 alone.

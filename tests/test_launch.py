@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
+import bilagrid
 from bilagrid.gpu import (
     _configs,
     _gather,
@@ -27,6 +28,7 @@ from bilagrid.gpu import (
     total_variation,
 )
 from bilagrid.lattice import Lattice
+from bilagrid.ops import _backend
 from perf.uses import USES as USES_OF_PERF
 from tests.helpers import COARSE, COARSE_STRIPS, COARSE_TILES, FINE_BLOCKS, Problem
 
@@ -114,6 +116,20 @@ def test_blur_takes_one_launch_where_a_channel_fits_a_program(size: tuple[int, i
     with _launch.record() as recorded:
         blur.blur(meta(2, 12, *size), (1.0, 1.0, 1.0))
     assert len(recorded) == launches
+
+
+def test_a_gray_filter_reads_its_image_twice_and_moves_its_grid_four_times() -> None:
+    """In three launches, of which the splat blurs along z before it writes."""
+    image = meta(1, 1, 2160, 3840)
+    with _backend.rehearsal(), _launch.record() as launches:
+        bilagrid.bilateral_filter(image, sigma_space=8, sigma_color=0.1, guide_range=(0, 1))
+    moved = [
+        {t.untyped_storage()._cdata: t.nbytes for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
+        for launch in launches
+    ]
+    grid = max(moved[1].values())
+    assert [sum(sizes.values()) for sizes in moved] == [image.nbytes + grid, 2 * grid, 2 * image.nbytes + grid]
+    assert sum(sum(sizes.values()) for sizes in moved) / image.numel() < 22
 
 
 @pytest.mark.parametrize(

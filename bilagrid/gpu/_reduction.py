@@ -172,7 +172,7 @@ def _planes_of_node(depth: int, dtype: torch.dtype) -> int:
 
 
 def _rows_of_nodes(strips: int, rows: int, schedulers: int) -> int:
-    """Rows of nodes a strip, of ``rows`` in all: as many as take the least time. They are in no sum's order.
+    """Rows of nodes a strip, of ``rows`` in all: as many as take the least time, and of those the most. They are in no sum's order.
 
     A warp owns a strip and begins it a row of cells early. A scheduler issues from one warp at a time, and waits for memory if it has not two.
     """
@@ -180,7 +180,7 @@ def _rows_of_nodes(strips: int, rows: int, schedulers: int) -> int:
     def turns(each: int) -> int:
         return (each + 1) * max(cdiv(strips * cdiv(rows, each), schedulers), 2)
 
-    return min(range(1, rows + 1), key=turns)
+    return min(range(rows, 0, -1), key=turns)
 
 
 @dataclass(frozen=True)
