@@ -27,20 +27,22 @@ def warmup(
         function: an operator of this package, or any function or module that calls some; it must not look into its tensors. A filter needs its
             ``guide_range`` given for that.
         arguments: the function's. A tensor stands for one of its shape, strides and dtype, on whichever device it is; a shape, a tuple of integers, for a
-            contiguous one of ``dtype``. All else is passed on as it is.
+            contiguous one of ``dtype``. All else is passed on as it is; so a ``size``, which is no shape, is given as a list.
         dtype: of the tensors given by their shape.
         device: to compile for; by default the current GPU, or the CPU where there is none.
         backward: whether the gradients' kernels are compiled too.
 
     Raises:
         TypeError: a function that cannot be called.
-        ValueError: a device that is neither a CPU nor a CUDA or ROCm GPU; and whatever the function raises for such arguments.
+        ValueError: a device that is neither a CPU nor a CUDA or ROCm GPU, or a GPU where torch sees none; and whatever the function raises for such
+            arguments.
 
     Deterministic: warmed or not, a function gives the same bits.
 
     Example:
         >>> import bilagrid
         >>> warmup(bilagrid.slice_apply, (1, 12, 8, 4, 4), None, (1, 3, 12, 16), device="cpu")
+        >>> warmup(bilagrid.splat, (1, 3, 12, 16), (1, 12, 16), [8, 4, 4], device="cpu")
         >>> smooth = lambda image: bilagrid.bilateral_filter(image, sigma_space=4, sigma_color=0.1, guide_range=(0, 1))
         >>> warmup(smooth, (1, 1, 48, 64), device="cpu", backward=False)
     """
@@ -51,6 +53,8 @@ def warmup(
     where = torch.device(device)
     if where.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be a CPU or a CUDA or ROCm GPU, got {where}")
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that is there, got {where}, and torch sees no GPU")
     if where.type == "cpu":
         _run(function, arguments, dtype, "cpu", backward)
     else:

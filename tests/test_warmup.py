@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -102,5 +103,10 @@ def test_what_cannot_be_warmed_is_refused() -> None:
         bilagrid.warmup(3)
     with pytest.raises(ValueError, match="device must be a CPU or a CUDA or ROCm GPU, got meta"):
         bilagrid.warmup(bilagrid.total_variation, GRID, device="meta")
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=False),
+        pytest.raises(ValueError, match="got cuda:1, and torch sees no GPU"),
+    ):
+        bilagrid.warmup(bilagrid.total_variation, GRID, device="cuda:1")
     with pytest.raises(ValueError, match="guide must have shape"):
         bilagrid.warmup(bilagrid.slice_apply, GRID, (2, 9, 31), IMAGE, device="cpu")
