@@ -84,6 +84,18 @@ def resolution(text: str) -> tuple[int, int]:
     raise ValueError(f"expected one of {', '.join(cases.RESOLUTIONS)} or HEIGHTxWIDTH, such as 1200x1600, got {text!r}")
 
 
+@argument
+def folder(text: str) -> Path:
+    """A folder to write to, which may be yet to be made: what is measured for minutes shall find it."""
+    path = Path(text)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"expected a folder, {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} may not be written to, choose another folder")
+    return path
+
+
 def count(what: str) -> Callable[[str], int]:
     """A whole number of ``what``, 1 or more."""
 
@@ -100,7 +112,7 @@ Device = Annotated[str | None, {"choices": ("cpu", "cuda"), "help": "default: cu
 Threads = Annotated[int | None, {"type": count("threads"), "help": "on the CPU (default: torch's choice)"}]
 Repeats = Annotated[int, {"type": count("repeats"), "help": "how often each is timed (default: %(default)s)"}]
 Resolutions = Annotated[Sequence[tuple[int, int]] | None, {"nargs": "+", "type": resolution, "metavar": "SIZE"}]
-Out = Annotated[Path | None, {"type": Path, "metavar": "DIR"}]
+Out = Annotated[Path | None, {"type": folder, "metavar": "DIR"}]
 
 
 def new_file(out: Path | None, name: str, overwrite: bool) -> Path | None:

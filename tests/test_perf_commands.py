@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +99,31 @@ def test_what_is_refused_is_one_line(given: list[str], expected: str, capsys: py
     assert message.startswith("perf.thing: ")
     assert message.count("\n") == 1
     assert expected in message
+
+
+def test_a_folder_to_write_to_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert arguments.folder(str(tmp_path / "yet" / "to be made")) == tmp_path / "yet" / "to be made"
+    for there in (file, file / "below"):
+        with pytest.raises(ArgumentTypeError, match=f"expected a folder, {file} is a file"):
+            arguments.folder(str(there))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ArgumentTypeError, match=f"{tmp_path} may not be written to"):
+        arguments.folder(str(tmp_path / "results"))
+
+
+@pytest.mark.parametrize("name", ["deghost", "hdrnet", "peers", "splatting", "sweep", "tune"])
+def test_every_command_looks_at_its_folder_first(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in COMMANDS[name]:
+        pytest.importorskip(package)
+    file = tmp_path / "file"
+    file.touch()
+    assert importlib.import_module(f"perf.{name}").main(["--out", str(file)]) == 2
+    message = capsys.readouterr().err
+    assert f"perf.{name}: argument --out: expected a folder, {file} is a file\n" == message
 
 
 @pytest.mark.parametrize(
