@@ -145,7 +145,7 @@ export -f has lacking tests sanitizer counters calibration sweep hdrnet plots
 export out python not_done
 
 # What is timed has the GPU to itself.
-step sweep 140 bash -c sweep
+step sweep 170 bash -c sweep
 step calibration 60 bash -c calibration
 step peers 75 bash -c '"$python" -m perf.peers --device cuda --overwrite --out "$out"'
 step hdrnet 30 bash -c hdrnet
