@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from perf import timing
-from perf.cases import CELL_CENTERED, RESOLUTIONS, SIGMA_COLOR, Case, GridSpec, Problem, Tensors
+from perf.cases import BOTH, CELL_CENTERED, RESOLUTIONS, SIGMA_COLOR, Case, GridSpec, Problem, Tensors
 
 Run = Callable[[Tensors], Tensor]
 
@@ -195,7 +195,6 @@ _FUSED = "git clone https://github.com/harry7557558/fused-bilagrid && pip instal
 _LIBRARY = "put gsplat's folder examples on PYTHONPATH, and pip install tensorly"
 _EXTRA = 'python -m pip install -c constraints.txt -e ".[peers]"'
 
-BOTH = "forward and backward"
 _HD, _4K, _PHOTOGRAPH = RESOLUTIONS["1080p"], RESOLUTIONS["4k"], (1536, 2560)
 _FUSED_GOALS = (Goal("cuda", "forward", _4K, 3), Goal("cuda", "backward", _4K, 10))
 

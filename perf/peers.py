@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from perf import arguments, cases, checks, rows, timing
-from perf.adapters import BOTH, PEERS, Peer
+from perf.adapters import PEERS, Peer
 from perf.arguments import Device, Out, Resolutions, Threads
-from perf.cases import Case, Problem
+from perf.cases import BOTH, Case, Problem
 from perf.inputs import GUIDES
 from perf.rows import Machine
 
@@ -135,11 +135,10 @@ class Session:
             for name, problem in problems.items()
         }
         times = timing.take_turns(works, self.device, self.repeats)
-        parts = cases.DIRECTIONS if direction == BOTH else (direction,)
-        moved = sum(cases.cost(replace(case, direction=part), ours.sizes).bytes for part in parts)
+        moved = cases.cost(case, ours.sizes).bytes
         aims = {peer.name: peer.goal(self.device.type, direction, case.image) for peer in peers}
         print(table(str(case), times, moved, self.machine.copy_bytes_per_s, aims))
-        if self.file and direction != BOTH:
+        if self.file:
             machines = {peer.name: replace(self.machine, backend=peer.version) for peer in peers}
             for name, taken in times.items():
                 self.file.add(rows.row_of(case, ours, machines.get(name, self.machine), name, taken))

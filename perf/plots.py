@@ -86,6 +86,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in rows if row.direction in cases.DIRECTIONS]
     # The last of each case, where it was measured with several versions.
     found = list({(row.implementation, row.device, case_of(row)): row for row in rows}.values())
     devices = list(dict.fromkeys(row.device for row in found if row.measured) or dict.fromkeys(r.device for r in found))

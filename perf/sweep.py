@@ -234,7 +234,7 @@ def _fits(case: Case, device: torch.device) -> bool:
 def _plot(files: Sequence[Path], out: Path, gpu: str | None) -> None:
     if find_spec("matplotlib") is None:
         raise Refusal(f"plots need matplotlib: {_REMEDY}")
-    found = [row for path in files for row in rows.read(path)]
+    found = [row for path in files for row in rows.read(path) if row.direction in cases.DIRECTIONS]
     paths = list(files)
     if gpu:
         paths.append(_predict(list(dict.fromkeys(map(rows.case_of, found))), gpu, out))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import bilagrid
-from perf import adapters, cases, checks, gpu_checks, peers, rows, sweep, timing
+from perf import adapters, cases, checks, gpu_checks, peers, plots, rows, sweep, timing
 from perf.adapters import Peer
 from perf.cases import Case, Problem, Tensors
 from tests.conftest import HAS_CUDA
@@ -178,12 +178,16 @@ def test_a_comparison_prints_ratios_and_leaves_rows_that_are_drawn(
     assert [(row["implementation"], row["direction"]) for row in found] == [
         ("bilagrid", "forward"),
         ("grid_sample", "forward"),
+        ("bilagrid", "forward and backward"),
+        ("grid_sample", "forward and backward"),
         ("bilagrid", "backward"),
         ("grid_sample", "backward"),
     ]
     assert (found[0]["backend"], found[1]["backend"]) == ("numba", f"torch {torch.__version__}")
     for row in found:
         assert 0 < float(row["q20_s"]) <= float(row["median_s"]) <= float(row["q80_s"])
+    forward, both, backward = (int(row["bytes"]) for row in found[::2])
+    assert both == forward + backward
 
     assert peers.main([*SMALL, "--only", "grid_sample", "--out", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -192,6 +196,10 @@ def test_a_comparison_prints_ratios_and_leaves_rows_that_are_drawn(
     if find_spec("matplotlib"):
         assert sweep.main(["--plot", str(tmp_path / "peers.csv")]) == 0
         assert [row.implementation for row in drawn] == [row["implementation"] for row in found]
+        names = {path.name for path in plots.draw(drawn, tmp_path)}
+        assert names == {
+            f"{kind}_float32_random.{suffix}" for kind in ("throughput", "roofline") for suffix in ("png", "svg")
+        }
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="says what lacks without a GPU")
