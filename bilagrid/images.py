@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bilagrid import metadata
 from bilagrid.commands import Refusal, replace
 
 try:
@@ -122,6 +123,8 @@ def read(path: Path) -> Picture:
         file.close()
     if values is None or fault:
         raise ImageError(f"{path}: cannot be read: {_one_line(fault) or 'the file is damaged or truncated'}")
+    if path.suffix.lower() in PICTURES:
+        metadata.mend_exif(spec, path)
     values = np.asarray(values).reshape(spec.height, spec.width, spec.nchannels)
     values = np.ascontiguousarray(_UPRIGHT.get(spec.get_int_attribute("Orientation", 1), _UPRIGHT[1])(values))
     if values.dtype == np.float32 and not np.isfinite(values).all():
@@ -145,16 +148,17 @@ def without_opaque_alpha(picture: Picture) -> Picture:
     return Picture(picture.values, None, spec)
 
 
-def check_target(path: Path, spec: Any) -> None:
-    """Refuses, before any work, a target whose format cannot hold what `spec` describes."""
+def check_target(path: Path, spec: Any, *, has_alpha: bool | None = None) -> None:
+    """Refuses, before any work, a target whose format cannot hold what `spec` describes; alpha as there, unless ``has_alpha`` says otherwise."""
     suffix = path.suffix.lower()
+    has_alpha = spec.alpha_channel >= 0 if has_alpha is None else has_alpha
     if suffix not in SUFFIXES:
         raise ImageError(f"{path}: unknown output format '{path.suffix}', expected one of {' '.join(SUFFIXES)}")
     if path.exists() and not path.is_file():
         raise ImageError(f"{path}: is not a file, choose another name to write to")
-    if suffix in _JPEG and spec.alpha_channel >= 0:
+    if suffix in _JPEG and has_alpha:
         raise ImageError(f"{path}: JPEG has no alpha channel, choose PNG or TIFF")
-    if suffix == ".hdr" and spec.alpha_channel >= 0:
+    if suffix == ".hdr" and has_alpha:
         raise ImageError(f"{path}: Radiance has no alpha channel, choose .exr or .tif")
     floating = str(spec.format) in ("half", "float")
     if floating and suffix not in (".tif", ".tiff", *RADIANCE):
@@ -201,13 +205,17 @@ def developed(pixels: np.ndarray, radiance: Picture, bits: int) -> Picture:
 
 def merged(radiance: np.ndarray, like: Picture) -> Picture:
     """A radiance made of photographs, with the metadata of one of them but for its space of colours."""
-    return Picture(quantised(radiance, np.dtype(np.float32)), None, _of_other_light(like.spec, "float"))
+    spec = _of_other_light(like.spec, "float")
+    # EXIF for "not sRGB"; of files with EXIF that say nothing, readers take the values for encoded ones.
+    spec.attribute("Exif:ColorSpace", 65535)
+    return Picture(quantised(radiance, np.dtype(np.float32)), None, spec)
 
 
 def _of_other_light(spec: Any, kind: str) -> Any:
     spec = oiio.ImageSpec(spec)
     spec.set_format(kind)
-    for name in ("ICCProfile", "oiio:ColorSpace", "colorInteropID", "chromaticities", "whiteLuminance"):
+    spaces = ("ICCProfile", "oiio:ColorSpace", "Exif:ColorSpace", "colorInteropID", "chromaticities", "whiteLuminance")
+    for name in spaces:
         spec.erase_attribute(name)
     return spec
 
@@ -323,6 +331,10 @@ def _probe_exr(path: Path, spec: Any) -> None:
 
 
 def _open(path: Path) -> Any:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ImageError(f"{path}: cannot be read: its name is not in UTF-8, rename it") from None
     config = oiio.ImageSpec()
     config.attribute("oiio:UnassociatedAlpha", 1)
     file = oiio.ImageInput.open(str(path), config)
@@ -344,6 +356,11 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     # CMYK is decoded to RGB, which its profile does not describe.
     if profile is not None and bytes(profile)[16:20] != (b"RGB " if channels - has_alpha == 3 else b"GRAY"):
         spec.erase_attribute("ICCProfile")
+    # What OpenImageIO tells of the profile's contents, which PNG would hold as texts.
+    spec.erase_attribute("ICCProfile:.*")
+    # The writers take any picture for sRGB and say so, in PNG even beside its profile, unless another space is named.
+    if spec.getattribute("ICCProfile") is not None or spec.get_int_attribute("Exif:ColorSpace", 1) != 1:
+        spec.attribute("oiio:ColorSpace", "unknown")
     if source.get_int_attribute("Orientation", 1) != 1:
         spec.attribute("Orientation", 1)
     for name, extent in (("Exif:PixelXDimension", width), ("Exif:PixelYDimension", height)):
