@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import secrets
@@ -61,6 +62,9 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
 def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
     """Does a command's work and returns the exit code: its own, or 0 done, 2 refused, 130 interrupted; what ends it is told in one line, after its name."""
     on_interrupt(signal.default_int_handler)
+    # A sign that the terminal's encoding lacks, in a name or a table, must not end the work.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return do() or 0
     except KeyboardInterrupt:
@@ -93,6 +97,7 @@ def jobs(
         raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, is none")
     if not out.is_dir() and out.suffix.lower() in written:
         raise Refusal(f"{out}: must be a folder to hold {count(len(files), 'picture')}, has the name of a file")
+    _check_folder(out)
     pairs = [(file, out / (file.name if targets is None else file.stem + targets[0])) for file in files]
     seen: dict[Path, Path] = {}
     for source, target in pairs:
@@ -127,6 +132,15 @@ def check_file(out: Path, suffixes: Sequence[str]) -> None:
         raise Refusal(f"{out}: is not a file, choose another name to write to")
     if not os.access(out.parent, os.W_OK):
         raise Refusal(f"{out.parent}: may not be written to, choose another folder")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses a folder to write to that is closed, or could not be made."""
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise Refusal(f"{nearest}: must be a folder to hold {out.relative_to(nearest)}, is none")
+    if not os.access(nearest, os.W_OK):
+        raise Refusal(f"{nearest}: may not be written to, choose another folder")
 
 
 def unwritten(pairs: list[Job], *, overwrite: bool, skip_existing: bool = False) -> list[Job]:
