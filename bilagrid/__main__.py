@@ -140,9 +140,7 @@ def upsample(
     refuse_same(sources, [out])
     unwritten([(low_out, out)], overwrite=overwrite)
     large, small, edited = (images.read(source) for source in sources)
-    images.check_target(out, edited.spec)
-    if large.alpha is not None and out.suffix.lower() in (".jpg", ".jpeg"):
-        raise Refusal(f"{out}: JPEG has no alpha channel and HIGH has one, choose PNG or TIFF")
+    images.check_target(out, edited.spec, has_alpha=large.alpha is not None)
     if small.size != edited.size:
         raise Refusal(f"LOW_OUT must be as large as LOW_IN, {extent(small)}, got {extent(edited)}")
     if any(low > full for low, full in zip(small.size, large.size, strict=True)):

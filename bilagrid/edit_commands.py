@@ -64,7 +64,7 @@ def equalize(
         raise Refusal(f"--clip-limit must be a number, at least 0, or None, got {clip_limit:g}")
 
     def process(source: Path, picture: images.Picture) -> np.ndarray:
-        _refuse_radiance(source, picture)
+        pictures.refuse_radiance(source, picture)
         return array(
             bilagrid.equalize_histogram(tensor(picture.pixels), clip_limit=clip_limit, sigma_space=sigma_space)
         )
@@ -194,18 +194,10 @@ def _read_alike(sources: list[Path], names: list[str], out: Path, overwrite: boo
     commands.unwritten([(sources[0], out)], overwrite=overwrite)
     read = [images.read(source) for source in sources]
     for source, name, picture in zip(sources, names, read, strict=False):
-        _refuse_radiance(source, picture)
+        pictures.refuse_radiance(source, picture)
         if picture.size != read[0].size:
             raise Refusal(f"{name} must be as large as {names[0]}, {extent(read[0])}, got {extent(picture)}")
     return read
-
-
-def _refuse_radiance(source: Path, picture: images.Picture) -> None:
-    least, most = picture.pixels.min(), picture.pixels.max()
-    if least < 0 or most > 1:
-        raise Refusal(
-            f"{source}: holds values from {least:g} to {most:g}, expected 0 to 1; to make a picture of it: python -m bilagrid tonemap {source} OUT.tif"
-        )
 
 
 def _strokes(photograph: images.Picture, strokes: images.Picture, masks: list[images.Picture]) -> np.ndarray:

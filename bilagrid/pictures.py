@@ -45,6 +45,17 @@ def check_positive(**options: float | None) -> None:
             raise Refusal(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}")
 
 
+def refuse_radiance(source: Path, picture: images.Picture) -> None:
+    """Refuses a picture of float values that are not all in [0, 1]."""
+    if picture.dtype != np.float32:
+        return
+    least, most = picture.values.min(), picture.values.max()
+    if least < 0 or most > 1:
+        raise Refusal(
+            f"{source}: holds values from {least:g} to {most:g}, expected 0 to 1; to make a picture of it: python -m bilagrid tonemap {source} OUT.tif"
+        )
+
+
 def each(
     command: str,
     paths: Sequence[Path],

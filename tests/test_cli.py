@@ -158,6 +158,17 @@ def test_upsample_keeps_depth_alpha_and_kind(tmp_path):
     assert np.abs(result[..., :1] / 65535 - photograph(48, 64, channels=1) / 255).mean() < 0.02
 
 
+def test_upsample_has_the_alpha_of_high_alone(tmp_path, capsys):
+    """Of an edit whose program always writes alpha, a JPEG can be made; of a transparent HIGH none."""
+    high, low = save(tmp_path / "high.png", photograph(48, 64)), photograph(48, 64)[::4, ::4]
+    low_in = save(tmp_path / "low.png", low)
+    low_out = save(tmp_path / "low_out.png", np.dstack([low, np.full_like(low[..., :1], 255)]))
+    assert run("upsample", high, low_in, low_out, tmp_path / "out.jpg") == 0
+    assert load(tmp_path / "out.jpg")[0].shape == (48, 64, 3)
+    clear = save(tmp_path / "clear.png", photograph(48, 64, channels=4))
+    assert "no alpha" in refused(capsys, "upsample", clear, low_in, low_out, tmp_path / "clear.jpg")
+
+
 @pytest.mark.parametrize("wrong", ["low_out", "larger", "proportions", "exists", "same", "sigma", "fit", "gray"])
 def test_upsample_refuses(tmp_path, capsys, wrong):
     high = save(tmp_path / "high.png", photograph(48, 64))

@@ -99,7 +99,10 @@ def test_train_on_pairs_then_enhance_and_measure(tmp_path, pairs, capsys):
     assert float(mean["psnr model"]) > float(mean["psnr identity"]) + 3
     assert float(mean["psnr oracle"]) > float(mean["psnr affine"]) + 3
     assert load(sheet)[0].shape[2] == 3
+    assert f"wrote {table}" in lines
     assert "exists" in refused(capsys, "eval", pairs, "--weights", weights, "--table", table)
+    radiance = tmp_path / "sheet.exr"
+    assert "unknown output format '.exr'" in refused(capsys, "eval", pairs, "--weights", weights, "--sheet", radiance)
 
 
 def test_resumed_run_has_the_weights_of_an_uninterrupted_one(tmp_path, pairs):
@@ -284,7 +287,17 @@ def test_bad_pairs_are_refused_before_any_work(tmp_path, pairs, capsys):
     (pairs / "input" / "a.tif").unlink()
     assert "--variants needs --operator" in refused(capsys, "train", pairs, out, "--variants", 3)
     assert "photographs need --operator or --look" in refused(capsys, "train", pairs, pairs, out)
+    for photographs in (pairs / "input", pairs / "input" / "a.png"):
+        message = refused(capsys, "train", photographs, out)
+        assert f"{photographs}: holds no folders input and output; photographs alone need --operator or" in message
     assert not out.exists()
+
+
+def test_radiance_is_not_enhanced(tmp_path, model, capsys):
+    source = save(tmp_path / "in.exr", 30 * photograph(kind="float"))
+    message = refused(capsys, "enhance", source, tmp_path / "out.exr", "--weights", model)
+    assert "in.exr: holds values from 0 to" in message
+    assert not (tmp_path / "out.exr").exists()
 
 
 def test_pictures_too_small_are_refused(tmp_path, capsys):

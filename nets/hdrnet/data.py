@@ -31,7 +31,10 @@ class Pairs:
     """
 
     def __init__(self, folder: Path) -> None:
-        before, after = (_by_name(folder / side) for side in ("input", "output"))
+        sides = folder / "input", folder / "output"
+        if folder.exists() and not any(side.exists() for side in sides):
+            raise Refusal(f"{folder}: holds no folders input and output; photographs alone need --operator or --look")
+        before, after = map(_by_name, sides)
         alone = sorted(before.keys() ^ after.keys())
         if alone:
             raise Refusal(

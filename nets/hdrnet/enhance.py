@@ -13,7 +13,7 @@ import tyro
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
-from bilagrid.pictures import array, tensor
+from bilagrid.pictures import array, refuse_radiance, tensor
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 
@@ -35,7 +35,7 @@ def enhance(
 ) -> None:
     """Apply a learned look to photographs of any size.
 
-    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour. Depth, alpha, colour profile and EXIF are kept, and a picture that EXIF says is rotated is
+    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float from 0 to 1. Depth, alpha, colour profile and EXIF are kept, and a picture that EXIF says is rotated is
     stored upright. Of gray pictures the luma of the result is kept. Large pictures are computed strip by strip.
 
     To try:
@@ -80,6 +80,7 @@ def enhance(
     def enhance_file(source: Path, target: Path) -> None:
         picture = images.read(source)
         images.check_target(target, picture.spec)
+        refuse_radiance(source, picture)
         result = apply(net, picture.values, images.depth(target, picture))
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, result, picture, alpha=picture.alpha)

@@ -63,7 +63,7 @@ def evaluate(
     net = load(weights, device_of(device))
     check_channels(net, weights)
     source = source_of(list(paths), operator, learn_look)
-    for path, suffixes in ((table, (".csv",)), (sheet, images.SUFFIXES)):
+    for path, suffixes in ((table, (".csv",)), (sheet, images.PICTURES)):
         if path is not None:
             commands.check_file(path, suffixes)
             commands.unwritten([(Path(), path)], overwrite=overwrite)
@@ -77,6 +77,7 @@ def evaluate(
     print(render(rows))
     if table is not None:
         commands.replace(table, as_csv(rows))
+        print(f"wrote {table}")
     if sheet is not None:
         whole = demonstration.sheet(shown)
         images.write(sheet, whole, images.plain(whole))
