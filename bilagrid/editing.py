@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import integer
 from bilagrid.filters import bilateral_filter, can_be_looked_at, filter_lattice, refuse_too_large
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
@@ -85,8 +86,7 @@ def equalize_histogram(
     least, greatest = _checks.numbers("value_range", "(least, greatest)", value_range)
     if not -math.inf < least < greatest < math.inf:
         raise ValueError(f"value_range must be finite, (least, greatest) and not empty, got {value_range}")
-    if not (isinstance(bins, int) or hasattr(bins, "__index__")) or isinstance(bins, bool):
-        raise TypeError(f"bins must be a whole number, got {bins!r}")
+    bins = integer("bins", bins)
     if bins < _LEAST_BINS:
         raise ValueError(f"bins must be at least {_LEAST_BINS}, got {bins}")
     if clip_limit is not None and not (math.isfinite(_checks.number("clip_limit", clip_limit)) and clip_limit >= 0):
@@ -167,8 +167,8 @@ def merge_flash(
         if image.shape[1] not in (1, 3):
             raise ValueError(f"{name} must have 1 or 3 channels, got {image.shape[1]}")
     _checks.same("no_flash", no_flash, "(N, C, H, W)", (len(flash), no_flash.shape[1], *flash.shape[2:]), "flash")
-    for name, value in (("gamma", gamma), ("exposure", exposure)):
-        if value is not None and not 0 < _checks.number(name, value) < math.inf:
+    for name, value in (("gamma", gamma), ("exposure", 1 if exposure is None else exposure)):
+        if not 0 < _checks.number(name, value) < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
     refuse_other_scales(flash=flash, no_flash=no_flash)
     if sigma_space is None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+from bilagrid._numbers import integer, number, numbers
 
 __all__ = ["Lattice"]
 
@@ -15,6 +16,7 @@ _SIGMA_PADDING = 1
 
 _KINDS = ("cell_centered", "half_pixel", "corner_aligned", "sigma")
 _LARGEST_EXTENT = 2**31 - 1
+_WHOLE = "in whole numbers"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Lattice:
             The lattice and its ``size`` ``(D, Gh, Gw)``.
 
         Raises:
+            TypeError: an argument that is not of numbers, or of another count of them.
             ValueError: a sigma, a range or a density that is not finite and positive.
 
         Example:
@@ -104,22 +107,19 @@ class Lattice:
             >>> size
             (16, 33, 33)
         """
-        if torch.compiler.is_compiling():
-            # Constants of the graph; with dynamic shapes Dynamo takes floats for inputs, on which no size can depend.
-            sigma_space, sigma_color = guard_scalar(sigma_space), guard_scalar(sigma_color)
-            guide_range = tuple(map(guard_scalar, guide_range))  # type: ignore[assignment]
-            nodes_per_sigma = tuple(map(guard_scalar, nodes_per_sigma))  # type: ignore[assignment]
+        # Constants of a graph: with dynamic shapes Dynamo takes floats for inputs, on which no size can depend.
+        sigma_space, sigma_color = number("sigma_space", sigma_space), number("sigma_color", sigma_color)
+        along_z, along_y, along_x = numbers("nodes_per_sigma", "(z, y, x)", nodes_per_sigma)
+        low, high = numbers("guide_range", "(least, greatest)", guide_range)
         for name, value in (("sigma_space", sigma_space), ("sigma_color", sigma_color)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        if len(nodes_per_sigma) != 3 or not all(0 < n < math.inf for n in nodes_per_sigma):
+        if not all(0 < nodes < math.inf for nodes in (along_z, along_y, along_x)):
             raise ValueError(f"nodes_per_sigma must be three finite numbers above 0, (z, y, x), got {nodes_per_sigma}")
-        low, high = guide_range
         if not -math.inf < low <= high < math.inf:
             raise ValueError(f"guide_range must be finite, (least, greatest), got {guide_range}")
         _, (height, width) = _sizes((1, 1, 1), image_size)
-        scale_z = nodes_per_sigma[0] / sigma_color
-        scale_y, scale_x = nodes_per_sigma[1] / sigma_space, nodes_per_sigma[2] / sigma_space
+        scale_z, scale_y, scale_x = along_z / sigma_color, along_y / sigma_space, along_x / sigma_space
         try:
             size = (
                 _ceil_product(high - low, scale_z) + 1 + 2 * _SIGMA_PADDING,
@@ -140,8 +140,7 @@ class Lattice:
             TypeError: a ``top`` or ``left`` that is not an integer.
             ValueError: a negative one, or one beyond the image.
         """
-        for name, value in (("top", top), ("left", left)):
-            _integer(name, value)
+        top, left = integer("top", top, _WHOLE), integer("left", left, _WHOLE)
         row, column = self.origin[0] + top, self.origin[1] + left
         if top < 0 or left < 0 or row >= self.image_size[0] or column >= self.image_size[1]:
             raise ValueError(
@@ -203,18 +202,18 @@ class Lattice:
 
 def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Both sizes as tuples, refused where they are not (D, Gh, Gw) and (H, W) in integers of at least 1."""
+    sizes = []
     for name, symbols, value in (("size", "(D, Gh, Gw)", size), ("image_size", "(H, W)", image_size)):
         count = symbols.count(",") + 1
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"{name} must be {symbols}, {count} integers, got {value!r}")
-        for extent in value:
-            _integer(name, extent)
+        whole = tuple(integer(name, extent, _WHOLE) for extent in value)
         # A bound on a symbolic extent would become a bound of the exported program.
-        bounded = torch.compiler.is_compiling() or all(extent <= _LARGEST_EXTENT for extent in value)
-        if len(value) != count or not (bounded and all(extent >= 1 for extent in value)):
+        bounded = torch.compiler.is_compiling() or all(extent <= _LARGEST_EXTENT for extent in whole)
+        if len(whole) != count or not (bounded and all(extent >= 1 for extent in whole)):
             raise ValueError(f"{name} must be {symbols}, each from 1 to 2**31 - 1, got {tuple(value)}")
-    depth, rows, columns = size
-    height, width = image_size
+        sizes.append(whole)
+    (depth, rows, columns), (height, width) = sizes
     return (depth, rows, columns), (height, width)
 
 
@@ -225,9 +224,3 @@ def _ceil_product(extent: float, step: float) -> int:
     cannot. The number stands here because a compiler with dynamic shapes takes a float of the module for an input.
     """
     return math.trunc(extent * step + (1 - 1e-9))
-
-
-def _integer(name: str, value: int) -> None:
-    """Refuses what is not an integer of Python, NumPy or torch."""
-    if not isinstance(value, int) and not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be in whole numbers, got {value!r}")

@@ -173,6 +173,8 @@ SIZE = {"actual_height": 9, "actual_width": 9}
         (lambda: fused_bilagrid.slice(GRIDS, None, RGB, torch.zeros(3, 1).long()), ValueError, "grid_idx must hold one index"),
         (lambda: fused_bilagrid.slice(GRIDS, None, RGB, 3), IndexError, "3"),
         (lambda: fused_bilagrid.slice(GRIDS, None, None, 0), ValueError, "rgb must be a tensor"),
+        (lambda: fused_bilagrid.slice(GRIDS, [[0.5, 0.5]], RGB, 0), TypeError, "xy must be a torch.Tensor, got list"),
+        (lambda: fused_bilagrid.fused_bilagrid_sample(GRIDS.grids, None, None), TypeError, "rgb must be a torch.Tensor, got NoneType"),
         (lambda: fused_bilagrid.fused_bilagrid_sample(torch.ones(2, 9, 2, 2, 2), None, RGB), ValueError, "grids must have 12 channels, a 3x4 colour map, got 9"),
         (lambda: fused_bilagrid.fused_bilagrid_sample(torch.ones(2, 12, 2, 2), None, RGB), ValueError, r"grids must have shape \(M, C, D, Gh, Gw\), got \(2, 12, 2, 2\)"),
     ],

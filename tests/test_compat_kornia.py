@@ -218,6 +218,7 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], type[Exception], str]] = {
     "sigmas of colour for others": (lambda: bilateral_blur(GRAY, 5, torch.ones(3), (1, 1)), ValueError, r"sigma_color must be a number or have shape \(B,\) = \(2,\)"),
     "whole sigmas of colour": (lambda: bilateral_blur(GRAY, 5, torch.ones(2, dtype=torch.int32), (1, 1)), TypeError, "sigma_color must be floating"),
     "a guidance of another size": (lambda: joint_bilateral_blur(IMAGE, GRAY[:, :, :9], 5, 0.1, (1, 1)), ValueError, "guidance must have shape .* to match input"),
+    "a guidance of none": (lambda: joint_bilateral_blur(IMAGE, torch.ones(()), 5, 0.1, (1, 1)), ValueError, r"guidance must have shape \(N, C, H, W\), got \(\)"),
     "three dimensions": (lambda: bilateral_blur(GRAY[0], 5, 0.1, (1, 1)), ValueError, "input must have shape"),
     "integers": (lambda: bilateral_blur(GRAY.int(), 5, 0.1, (1, 1)), TypeError, "input must be float16"),
     "not finite": (lambda: bilateral_blur(GRAY / 0, 5, 0.1, (1, 1)), ValueError, "input must be finite for its range to be measured"),

@@ -116,6 +116,7 @@ def test_is_recognised_under_compile() -> None:
         ((0, 4), ValueError, "height must be at least 1 pixel, got 0"),
         ((4, -1), ValueError, "width must be at least 1 pixel, got -1"),
         ((4.0, 4), TypeError, "height must be a whole number of pixels, got 4.0"),
+        ((4, torch.tensor(4.0)), TypeError, r"width must be a whole number of pixels, got tensor\(4.\)"),
         ((4, 4, "cell_centered"), ValueError, "kind must be 'half_pixel' or 'corner_aligned', got 'cell_centered'"),
     ],
 )

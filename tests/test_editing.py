@@ -343,6 +343,8 @@ REFUSED = {
     "a window that is no number": (bilagrid.equalize_histogram, (IMAGE,), {"sigma_space": math.nan}, ValueError, "sigma_space must be"),
     "a tiny window": (bilagrid.equalize_histogram, (IMAGE,), {"sigma_space": 1e-5}, ValueError, "need a grid of .* raise sigma_space"),
     "few bins": (bilagrid.equalize_histogram, (IMAGE,), {"bins": 3}, ValueError, "bins must be at least 16, got 3"),
+    "bins in a tensor of floats": (bilagrid.equalize_histogram, (IMAGE,), {"bins": torch.tensor(64.0)}, TypeError, "bins must be a whole number, got tensor"),
+    "a bin that is a flag": (bilagrid.equalize_histogram, (IMAGE,), {"bins": True}, TypeError, "bins must be a whole number, got True"),
     "half a bin": (bilagrid.equalize_histogram, (IMAGE,), {"bins": 64.5}, TypeError, "bins must be a whole number, got 64.5"),
     "a negative limit": (bilagrid.equalize_histogram, (IMAGE,), {"clip_limit": -1}, ValueError, "clip_limit must be a finite number, at least 0, or None, got -1"),
     "a text": (bilagrid.equalize_histogram, (IMAGE,), {"clip_limit": "3"}, TypeError, "clip_limit must be a number, got '3'"),
@@ -354,6 +356,7 @@ REFUSED = {
     "8 bits": (bilagrid.merge_flash, (IMAGE, 255 * IMAGE), {}, ValueError, "no_flash must hold values from 0 to 1, got .* divide by their white"),
     "no exposure": (bilagrid.merge_flash, (IMAGE, IMAGE), {"exposure": 0}, ValueError, "exposure must be a finite number above 0, got 0"),
     "no gamma": (bilagrid.merge_flash, (IMAGE, IMAGE), {"gamma": math.nan}, ValueError, "gamma must be"),
+    "gamma left out": (bilagrid.merge_flash, (IMAGE, IMAGE), {"gamma": None}, TypeError, "gamma must be a number, got None"),
     "no colour": (bilagrid.merge_flash, (IMAGE, IMAGE), {"sigma_color": -1}, ValueError, "sigma_color must be"),
     "an exposure in words": (bilagrid.merge_flash, (IMAGE, IMAGE), {"exposure": "1/8"}, TypeError, "exposure must be a number, got '1/8'"),
 }  # fmt: skip

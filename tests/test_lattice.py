@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -149,8 +150,30 @@ def test_refusals(build, message: str) -> None:
         (lambda: Lattice.from_sigma(8, 0.1, (6.5, 7)), "image_size must be in whole numbers, got 6.5"),
         (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(1.5, 0), "top must be in whole numbers, got 1.5"),
         (lambda: Lattice.half_pixel(SIZE, IMAGE).crop(1, None), "left must be in whole numbers, got None"),
+        (
+            lambda: Lattice.half_pixel(SIZE, IMAGE).crop(torch.tensor(1.0), 0),
+            r"top must be in whole numbers, got tensor\(1.\)",
+        ),
+        (lambda: Lattice.half_pixel((4, np.ones(2), 2), IMAGE), "size must be in whole numbers, got array"),
+        (lambda: Lattice.from_sigma("8", 0.1, IMAGE), "sigma_space must be a number, got '8'"),
+        (lambda: Lattice.from_sigma(8, None, IMAGE), "sigma_color must be a number, got None"),
+        (lambda: Lattice.from_sigma(8, torch.tensor(0.1), IMAGE), "sigma_color must be a number, got tensor"),
+        (
+            lambda: Lattice.from_sigma(8, 0.1, IMAGE, guide_range=1),
+            r"guide_range must be \(least, greatest\), 2 numbers, got 1",
+        ),
+        (
+            lambda: Lattice.from_sigma(8, 0.1, IMAGE, nodes_per_sigma=(1, 1)),
+            r"nodes_per_sigma must be \(z, y, x\), 3 numbers, got \(1, 1\)",
+        ),
     ],
 )
-def test_what_is_not_an_integer_is_refused(call: Callable[[], Lattice], message: str) -> None:
+def test_what_is_not_a_number_is_refused(call: Callable[[], Lattice], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_whole_numbers_of_others_are_taken_as_pythons() -> None:
+    given = Lattice.half_pixel((np.int64(4), torch.tensor(2), 3), IMAGE).crop(np.int32(1), torch.tensor(2))
+    assert given == Lattice.half_pixel((4, 2, 3), IMAGE).crop(1, 2)
+    assert all(type(number) is int for number in (*given.size, *given.origin))

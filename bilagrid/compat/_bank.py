@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bilagrid._numbers import integer
 from bilagrid.compat._maps import index_vector
 from bilagrid.ops import _checks
 from bilagrid.ops.total_variation import total_variation
@@ -26,7 +27,7 @@ def total_variation_loss(x: Tensor, index: Tensor | int | None = None, *, sparse
 
     Raises:
         TypeError: a dtype that is not floating, or an index that is not of integers.
-        ValueError: fewer than two dimensions, or an index of another shape.
+        ValueError: fewer than two dimensions, an empty one other than the first, or an index of another shape.
         IndexError: an index out of range, on the CPU.
 
     Gradients: to x, of any order in reverse mode. Deterministic.
@@ -38,8 +39,9 @@ def total_variation_loss(x: Tensor, index: Tensor | int | None = None, *, sparse
         tensor(1.)
     """
     _checks.tensors(x=x)
-    if x.ndim < 2:
-        raise ValueError(f"x must have shape (B, C, ...), got {tuple(x.shape)}")
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"x must have shape (B, C, ...) with all but B at least 1, got {tuple(x.shape)}")
+    _checks.flag("sparse", sparse)
     rows = None if index is None else index_vector("index", index, x)
     if x.ndim == 5:
         return total_variation(x, rows, sparse=sparse and rows is not None)
@@ -56,9 +58,7 @@ class GridBank(nn.Module):
     def __init__(self, num: int, grid_X: int, grid_Y: int, grid_W: int, *, gauge: bool, sparse: bool) -> None:
         super().__init__()
         for name, extent in (("num", num), ("grid_X", grid_X), ("grid_Y", grid_Y), ("grid_W", grid_W)):
-            if not hasattr(extent, "__index__"):
-                raise TypeError(f"{name} must be an integer, got {extent!r}")
-            if extent < 1:
+            if integer(name, extent, "an integer") < 1:
                 raise ValueError(f"{name} must be at least 1, got {extent}")
         _checks.flag("gauge", gauge)
         _checks.flag("sparse", sparse)

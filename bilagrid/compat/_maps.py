@@ -73,6 +73,10 @@ def index_vector(name: str, index: Tensor | int, like: Tensor) -> Tensor:
         raise TypeError(f"{name} must be a tensor of integers such as int64, got {index.dtype}")
     if index.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {index.device}")
+    if index.layout != torch.strided or 0 in index.shape[1:]:
+        raise ValueError(
+            f"{name} must be a dense (strided) tensor with an index in each leading row, got {tuple(index.shape)}, {index.layout}"
+        )
     if index.ndim > 4:
         raise ValueError(f"{name} must have 0 to 4 dimensions, got {tuple(index.shape)}")
     strides = index.stride()

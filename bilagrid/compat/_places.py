@@ -7,6 +7,7 @@ import contextlib
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import integer
 from bilagrid.lattice import Lattice
 
 _KINDS = ("half_pixel", "corner_aligned")
@@ -52,9 +53,7 @@ def pixel_grid(
         [[[[0.25, 0.25], [0.75, 0.25]], [[0.25, 0.75], [0.75, 0.75]]]]
     """
     for name, extent in (("height", height), ("width", width)):
-        if not isinstance(extent, int) and not hasattr(extent, "__index__"):
-            raise TypeError(f"{name} must be a whole number of pixels, got {extent!r}")
-        if extent < 1:
+        if integer(name, extent, "a whole number of pixels") < 1:
             raise ValueError(f"{name} must be at least 1 pixel, got {extent}")
     if kind not in _KINDS:
         raise ValueError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {kind!r}")

@@ -14,6 +14,7 @@ from bilagrid.compat._bank import GridBank, total_variation_loss
 from bilagrid.compat._color_correct import color_correct
 from bilagrid.compat._maps import row_index, transformed
 from bilagrid.compat._places import pixel_grid
+from bilagrid.ops import _checks
 
 __all__ = ["BilateralGrid", "color_correct", "fused_bilagrid_sample", "pixel_grid", "slice", "total_variation_loss"]
 
@@ -136,6 +137,7 @@ def _places(
     offsets: Tensor | None,
 ) -> tuple[Tensor | None, Tensor]:
     """The places of the pixels, None for those of whole images, and the colours as they are computed with."""
+    _checks.tensors(rgb=rgb, **({} if xy is None else {"xy": xy}))
     given = (height is not None, width is not None, offsets is not None)
     if any(given) and not all(given):
         raise ValueError("actual_height, actual_width and patch_offsets must be given together, or none of them")

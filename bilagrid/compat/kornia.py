@@ -190,6 +190,7 @@ def _blur(
     """Either filter; ``name`` is the caller's for the guidance."""
     _checks.tensors(input=input, guidance=guidance)
     _checks.rank("input", input, "(N, C, H, W)")
+    _checks.rank(name, guidance, "(N, C, H, W)")
     _checks.same(name, guidance, "(N, C, H, W)", (len(input), guidance.shape[1], *input.shape[2:]), "input")
     reach = _reach(kernel_size, (input.shape[2], input.shape[3]), border_type)
     _checks.flag("gray_distance", gray_distance)

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import guard_scalar
 
+from bilagrid._numbers import number as number
+from bilagrid._numbers import numbers as numbers
 from bilagrid.lattice import Lattice
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def number(name: str, value: Any) -> float:
-    """A real number, of Python or NumPy; under torch.compile a constant of the graph."""
-    if torch.compiler.is_compiling() and isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return guard_scalar(value)
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, Real):
-        return float(value)
-    raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def numbers(name: str, symbols: str, values: Any) -> tuple[float, ...]:
-    """As many real numbers as ``symbols``, such as "(z, y, x)", names."""
-    if not isinstance(values, (tuple, list)) or len(values) != symbols.count(",") + 1:
-        raise TypeError(f"{name} must be {symbols}, {symbols.count(',') + 1} numbers, got {values!r}")
-    return tuple(number(name, value) for value in values)
 
 
 def sparse(value: Any, index: Tensor | None) -> None:

@@ -1,0 +1,40 @@
+"""Numbers that a caller gives, of Python, NumPy or torch: real ones and whole ones. Under torch.compile real ones are constants of the graph."""
+
+from __future__ import annotations
+
+import operator
+from numbers import Real
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+
+def number(name: str, value: Any) -> float:
+    """A real number."""
+    if torch.compiler.is_compiling() and isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return guard_scalar(value)
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def numbers(name: str, symbols: str, values: Any) -> tuple[float, ...]:
+    """As many real numbers as ``symbols``, such as "(z, y, x)", names."""
+    if not isinstance(values, (tuple, list)) or len(values) != symbols.count(",") + 1:
+        raise TypeError(f"{name} must be {symbols}, {symbols.count(',') + 1} numbers, got {values!r}")
+    return tuple(number(name, value) for value in values)
+
+
+def integer(name: str, value: Any, expected: str = "a whole number") -> int:
+    """A whole number; of a symbolic size, that size."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be {expected}, got {value!r}")
