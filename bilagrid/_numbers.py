@@ -32,6 +32,9 @@ def integer(name: str, value: Any, expected: str = "a whole number") -> int:
     """A whole number; of a symbolic size, that size."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
+    # In TorchScript's traces sizes are tensors. Made numbers, they would be those of the first image for every other.
+    if torch.jit.is_tracing():
+        return value
     try:
         if not isinstance(value, bool):
             return operator.index(value)

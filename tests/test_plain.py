@@ -226,6 +226,14 @@ def test_lazily_negated_tensors_are_negated() -> None:
     )
 
 
+def test_the_range_of_a_lazily_negated_guide_is_measured() -> None:
+    image = torch.rand(1, 1, 9, 8)
+    turned = torch.complex(image, -image).conj().imag
+    assert turned.is_neg()
+    found = bilagrid.bilateral_filter(turned, sigma_space=2, sigma_color=0.1)
+    torch.testing.assert_close(found, bilagrid.bilateral_filter(image, sigma_space=2, sigma_color=0.1), rtol=0, atol=0)
+
+
 def test_subclasses_are_not_plain_and_keep_their_kind() -> None:
     grid, guide, image = case()
     wanted = bilagrid.slice_apply(grid, guide, image)

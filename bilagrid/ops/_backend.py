@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilagrid.ops._plain import is_plain
+
 _NEEDS = {
     "cpu": ("numba", "CPU tensors need Numba: pip install numba"),
     "gpu": ("triton", "CUDA and ROCm tensors need Triton: pip install triton"),
@@ -83,7 +85,7 @@ def extent(guide: Tensor) -> tuple[float, float]:
 
     On the CPU by a loop of our own: torch's threads would go on spinning afterwards, on the cores that the next operator needs.
     """
-    if guide.device.type == "cpu" and _cpu_backend == "cpu" and not torch.compiler.is_compiling():
+    if guide.device.type == "cpu" and _cpu_backend == "cpu" and is_plain(guide):
         return launcher("_extent", "extent", "cpu")(guide)
     least, greatest = torch.stack(guide.aminmax()).tolist()
     return least, greatest
