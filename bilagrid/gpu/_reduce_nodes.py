@@ -95,11 +95,14 @@ def _reduce_nodes_kernel(
     longest = tl.max(last_x - first_x, axis=0)
 
     plane = (tile_z * PLANES + tl.arange(0, PLANES))[None, :, None]
-    channel = (tile_c * TILE_C + tl.arange(0, TILE_C))[:, None]
-    term = channel % TERMS
+    if CHANNELS <= TILE_C:
+        first_c: tl.constexpr = 0
+    else:
+        first_c = tile_c * TILE_C
+    channel = tl.arange(0, TILE_C)[:, None]
     image_ptr += n * stride_image_n
     before = tl.broadcast_to(tl.maximum(lane - 1, 0)[None, None, :], (TILE_C, PLANES, CELLS))
-    c = channel[:, :, None]
+    c = (first_c + channel)[:, :, None]
     x = node_x[None, None, :]
     owned = (lane > 0)[None, None, :] & (x < Gw) & (c < CHANNELS) & (plane < D)
     if INTERLEAVED:
@@ -127,13 +130,16 @@ def _reduce_nodes_kernel(
                 guide = load_guide(guide_ptr, offset, pixel_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
                 x_pixel, _x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
                 z_pixel, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
-                exists = mask[None, :] & (channel < CHANNELS)
-                value = load_term(pixel_ptr[None, :], stride_image_c, term, C_IN, exists, ACC, WIDE)
-                if PRODUCT:
-                    offset_g = n * stride_grad_n + i * stride_grad_y + j * stride_grad_x
-                    pointers_g = grad_ptr + offset_g[None, :] + widen(channel // TERMS, WIDE) * stride_grad_c
-                    value *= tl.load(pointers_g, mask=exists).to(ACC)
-                value = tl.where((mask & (guide == guide))[None, :], value, 0.0)
+                valid = mask & (guide == guide)
+                value = tl.zeros([TILE_C, CELLS], ACC)
+                for k in tl.static_range(TILE_C):
+                    exists = valid & (first_c + k < CHANNELS)
+                    product = load_term(pixel_ptr, stride_image_c, (first_c + k) % TERMS, C_IN, exists, ACC, WIDE)
+                    if PRODUCT:
+                        by_out_ptr = grad_ptr + n * stride_grad_n + widen((first_c + k) // TERMS, WIDE) * stride_grad_c
+                        by_out_ptr += i * stride_grad_y + j * stride_grad_x
+                        product *= tl.load(by_out_ptr, mask=exists).to(ACC)
+                    value = tl.where(valid[None, :] & (channel == k), product[None, :], value)
                 right = value * (x_pixel - node_x)[None, :]
                 weight_z = tent_z(z_pixel[None, None, :], z0[None, None, :], plane, D, DZ)
                 left_sum = tl.fma((value - right)[:, None, :], weight_z, left_sum)
