@@ -326,9 +326,7 @@ def _name(axes: Axes, names: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each name at the panel's right, as near to the height of its point (x, y) as the others let it, with a thin line to the point in its colour."""
     to_panel = axes.transData + axes.transAxes.inverted()
     ordered = sorted(names, key=lambda name: name[1])
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    gap = _NAME_GAP * figure.dpi / axes.bbox.height
+    gap = _NAME_GAP * axes.figure.dpi / axes.bbox.height  # type: ignore[union-attr]
     heights = spread([to_panel.transform((x, y))[1] for x, y, _, _ in ordered], gap, (0.02, 1.0))
     for (x, y, text, color), height in zip(ordered, heights, strict=True):
         axes.annotate(
