@@ -74,7 +74,7 @@ def tonemap(radiance: Tensor, lattice: Lattice, sigma: tuple[float, float, float
     log = bright.clamp(min=10 ** _DECADES[0]).log10()
     base = bilateral_filter(log[:, None], log, lattice, sigma)[:, 0]
     darkest, brightest = _ends(base, bright > 0)
-    factor = (math.log10(5) / (brightest - darkest)).clamp(max=1)
+    factor = (math.log10(5) / (brightest - darkest).clamp(min=1e-6)).clamp(max=1)
     linear = values * 10 ** (factor * (base - brightest) - base)[:, None]
     return linear.clamp(max=1) ** (1 / 2.2)
 

@@ -110,7 +110,8 @@ def blur(grid: Tensor, sigma: tuple[float, float, float]) -> Tensor:
 
 def total_variation(grid: Tensor) -> Tensor:
     """The sum over the axes of the mean squared difference."""
-    return torch.stack([grid.diff(dim=axis).square().mean() for axis in (2, 3, 4) if grid.shape[axis] > 1]).sum()
+    means = (grid.diff(dim=axis).square().mean() for axis in (2, 3, 4) if grid.shape[axis] > 1)
+    return sum(means, start=0 * grid.sum())
 
 
 def homogeneous(values: Tensor) -> Tensor:

@@ -164,6 +164,12 @@ def _with_gradient(out: Tensor, factor: float) -> Tensor:
     return out.detach() + factor * (out - out.detach())
 
 
+@pytest.mark.parametrize(("operator", "image"), [("total_variation", (0, 0)), ("tonemap", (1, 1))])
+def test_the_check_passes_the_smallest_there_is(operator: str, image: tuple[int, int]) -> None:
+    guide = "random" if image[0] else "none"
+    checks.check(Case(operator, "backward", guide, "float32", image, "1x1x1"), CPU)
+
+
 def test_the_check_refuses_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("slice", "forward", "random", "float32", (20, 36), "4x3x5")
     monkeypatch.setattr(bilagrid, "slice", lambda *given, **named: torch.full((1, 12, 8, 36), math.nan))
