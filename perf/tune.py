@@ -147,8 +147,9 @@ def measure() -> Iterator[Row]:
 
 
 def _at_heights(heights: Sequence[int]) -> Iterator[Use]:
+    """Every use at these heights, but for those that only an image past 2³¹ elements makes."""
     for use in USES:
-        if use.height == Use.height:
+        if use.height in _HEIGHTS:
             yield from (replace(use, height=height) for height in heights)
 
 

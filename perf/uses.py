@@ -141,12 +141,13 @@ def _points(dtype: torch.dtype, device: str, height: int, *, indexed: bool = Fal
 
 
 def _filter(dtype: torch.dtype, device: str, height: int, *, channels: int = 1, sigma_color: float = 0.1) -> None:
-    """A bilateral filter, sigma_space 8, and its gradient by the guide."""
+    """A bilateral filter, sigma_space 8, and its gradient by the guide, which is blurred along all axes."""
     guide, values = _pixels(dtype, device, channels, height)
     lattice, sigma = filter_lattice(guide, 8.0, sigma_color, (0.0, 1.0))
     grid = splat.splat_blurred(values, guide, sigma, lattice)
     slice.slice_normalized(grid, guide, lattice)
     slice.slice(grid, guide, lattice)
+    blur.blur(grid, sigma)
     slice.slice_bwd_guide(grid, guide, values, lattice, homogeneous=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ pytest.importorskip("triton")
 
 from bilagrid.gpu import _configs, _table
 from perf import static, tune
-from perf.uses import USES
+from perf.uses import USES, Use
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,6 +84,13 @@ def test_every_choice_of_a_kernel_has_its_rows() -> None:
     assert len({name for name, *_ in wanted}) > 10
     for architecture in static.TARGETS:
         assert {(architecture, *each) for each in wanted} <= found
+
+
+def test_every_kernel_with_a_choice_is_tuned() -> None:
+    def kernels(uses: Iterable[Use]) -> set[str]:
+        return {ln.kernel.__name__ for use in uses for ln in use.launches("sm_90") if len(ln.configs) > 1}
+
+    assert kernels(tune._at_heights(tune._HEIGHTS)) == kernels(tune._at_heights(tune._HEIGHTS[-1:])) == kernels(USES)
 
 
 def test_committed_rows_justify_the_table() -> None:
