@@ -132,11 +132,17 @@ def read(path: Path) -> Picture:
     colours = 3 if spec.nchannels >= 3 else 1
     alpha = values[:, :, colours:] if spec.nchannels > colours else None
     values = values[:, :, :colours]
-    if alpha is not None and path.suffix.lower() == ".exr":
-        # Colours come multiplied by alpha there, and nowhere else.
-        values = np.where(alpha > 0, values / np.where(alpha > 0, alpha, 1), values).astype(np.float32)
+    if alpha is not None and not spec.get_int_attribute("oiio:UnassociatedAlpha"):
+        # OpenEXR, and a TIFF that says so, hold colours multiplied by alpha.
+        values = _divided(values, alpha)
         spec.attribute("oiio:UnassociatedAlpha", 1)
     return Picture(values, alpha, spec)
+
+
+def _divided(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours without the alpha that they were multiplied by, at their own depth; where nothing shows, as they are."""
+    divisor = scaled(alpha)
+    return quantised(scaled(values) / np.where(divisor > 0, divisor, 1), values.dtype)
 
 
 def without_opaque_alpha(picture: Picture) -> Picture:

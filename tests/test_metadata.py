@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.pictures import load, photograph, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import load, oiio, photograph, save  # isort: skip -- it skips where packages are missing
 
 from bilagrid import images
 from bilagrid.__main__ import main
@@ -112,3 +112,26 @@ def test_radiance_made_of_photographs_is_not_said_to_be_srgb(tmp_path):
     shown = images.developed(radiance.values, radiance, 8)
     images.write(tmp_path / "shown.jpg", shown.values, shown)
     assert load(tmp_path / "shown.jpg")[1].get_int_attribute("Exif:ColorSpace") != 65535
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float"])
+@pytest.mark.parametrize("command", ["filter", "equalize"])
+def test_colours_multiplied_by_alpha(tmp_path, command, kind):
+    """A TIFF whose alpha is associated gives what the same picture gives with colours as they are."""
+    values = photograph(channels=4, kind="float")
+    values[..., 3] = values[..., 3] * 0.75 + 0.25
+    plain = save(tmp_path / "plain.tif", values if kind == "float" else np.rint(values * 65535).astype(np.uint16))
+    spec = oiio.ImageSpec(80, 60, 4, kind)
+    spec.alpha_channel = 3
+    file = oiio.ImageOutput.create("tiff")
+    assert file.open(str(tmp_path / "multiplied.tif"), spec)
+    assert file.write_image(np.concatenate([values[..., :3] * values[..., 3:], values[..., 3:]], 2))
+    assert file.close()
+    assert not load(tmp_path / "multiplied.tif")[1].get_int_attribute("oiio:UnassociatedAlpha")
+    results = []
+    for source in (plain, tmp_path / "multiplied.tif"):
+        assert run(command, source, tmp_path / f"out_{source.name}") == 0
+        result, spec = load(tmp_path / f"out_{source.name}")
+        assert spec.get_int_attribute("oiio:UnassociatedAlpha") == 1
+        results.append(result / (1 if kind == "float" else 65535))
+    np.testing.assert_allclose(results[1], results[0], atol=3e-3)
