@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import os
+import re
 import secrets
 import signal
 import stat
@@ -50,6 +52,10 @@ def end_on_interrupt() -> None:
 def run(prog: str, description: str, commands: dict[str, Callable[..., None]], argv: Sequence[str] | None) -> int:
     """Runs one of ``commands``, whose arguments and help are its function's; returns the exit code: 0 done, 2 refused, 130 interrupted."""
     import tyro
+
+    for command in commands.values():
+        # tyro would break what it says of an argument where the source does.
+        command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
 
     def one() -> None:
         tyro.extras.subcommand_cli_from_dict(

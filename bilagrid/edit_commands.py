@@ -101,7 +101,8 @@ def colorize(
 
     Args:
         gray: the photograph; of a coloured one, its luma.
-        scribbles: strokes, of the same size. What is a stroke is said by --mask; else by its alpha channel, if something is transparent; else it is where it differs from GRAY.
+        scribbles: strokes, of the same size. What is a stroke is said by --mask; else by its alpha channel, if something is transparent; else it is where it differs from GRAY. A JPEG
+            differs around its strokes too, so that colours fade: save PNG or TIFF, or give --mask.
         out: the file to write.
         mask: a picture of the same size, white where SCRIBBLES is a stroke, black where not; grays count in part.
         sigma_color: how faint an edge stops a colour: brightness, where black is 0 and white 1, above 0.

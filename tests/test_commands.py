@@ -50,6 +50,15 @@ def test_names_of_other_encodings(tmp_path, album):
     assert (tmp_path / name).exists()
 
 
+def test_help_is_broken_where_the_terminal_ends(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "240")
+    with pytest.raises(SystemExit):
+        run("filter", "--help")
+    help_ = capsys.readouterr().out
+    assert "0.05 keeps faint edges, 0.1 is usual, 0.3 blurs most of them. (default: 0.1)" in help_
+    assert "\n    filters a photograph that comes with scikit-image" in help_
+
+
 def test_signs_that_the_terminal_lacks_end_no_work(tmp_path, album):
     done = attempt("-m", "bilagrid", "filter", album / "a.png", tmp_path / "Möwe.png", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
