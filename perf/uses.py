@@ -141,14 +141,19 @@ def _points(dtype: torch.dtype, device: str, height: int, *, indexed: bool = Fal
 
 
 def _filter(dtype: torch.dtype, device: str, height: int, *, channels: int = 1, sigma_color: float = 0.1) -> None:
-    """A bilateral filter, sigma_space 8, and its gradient by the guide, which is blurred along all axes."""
+    """A bilateral filter, sigma_space 8, and its gradient by the guide."""
     guide, values = _pixels(dtype, device, channels, height)
     lattice, sigma = filter_lattice(guide, 8.0, sigma_color, (0.0, 1.0))
     grid = splat.splat_blurred(values, guide, sigma, lattice)
     slice.slice_normalized(grid, guide, lattice)
     slice.slice(grid, guide, lattice)
-    blur.blur(grid, sigma)
     slice.slice_bwd_guide(grid, guide, values, lattice, homogeneous=True)
+
+
+def _filter_gradient(dtype: torch.dtype, device: str, height: int) -> None:
+    """The gradient by the filter's grid, which is blurred along all axes."""
+    lattice, sigma = filter_lattice(_pixels(dtype, device, 1, height)[0], 8.0, 0.1, (0.0, 1.0))
+    blur.blur(torch.rand((1, 2, *lattice.size), dtype=dtype, device=device), sigma)
 
 
 USES = [
@@ -168,6 +173,7 @@ USES = [
     Use("blur and total variation of a scene's grids", torch.float32, _scene),
     Use("filter, C=2 homogeneous, D=16", torch.float32, _filter, height=2160),
     Use("filter, C=2 homogeneous, D=16", torch.float16, _filter, height=2160),
+    Use("gradient of a filter, C=2, D=16", torch.float32, _filter_gradient, height=2160),
     Use("curves, 3 of 16 knots", torch.float32, _guide),
     Use("curves, 3 of 16 knots, by parameters", torch.float32, partial(_guide, by_image=False)),
     Use("curves, 3 of 16 knots", torch.float16, _guide),
