@@ -183,6 +183,9 @@ def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | 
     if suffix == ".hdr":
         if (values < 0).any():
             raise ImageError(f"{path}: Radiance holds no negative values, choose .exr or .tif")
+        # The writer cuts off what is left of a step of RGBE: raised by half a step values are rounded, and no scene darkens.
+        most = values.max(2, keepdims=True)
+        values = np.where(most > 0, values + np.ldexp(np.float32(0.5), np.frexp(most)[1] - 8), values)
         values = np.broadcast_to(values, (*values.shape[:2], 3))
     if suffix == ".exr" and alpha is not None:
         values = values * alpha

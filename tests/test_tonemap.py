@@ -213,6 +213,25 @@ def test_radiance_files_are_read_and_written(tmp_path, suffix, kind):
     np.testing.assert_allclose(load(tmp_path / "out.hdr")[0], picture.values, rtol=0, atol=20 / 128)
 
 
+def test_radiance_hdr_is_rounded(tmp_path):
+    """RGBE has 256 steps up to the power of two above a pixel's largest channel; what lies on them, black among it, stays as it is."""
+    radiance = np.random.default_rng(0).lognormal(0, 3, (64, 64, 3)).astype(np.float32)
+    radiance[0] = 0
+    radiance[1] = np.float32(255.9 / 256)
+    like = images.read(save(tmp_path / "in.tif", radiance))
+    images.write(tmp_path / "out.hdr", radiance, like)
+    stored = load(tmp_path / "out.hdr")[0]
+    step = np.exp2(np.frexp(stored.max(2, keepdims=True))[1] - 8.0)
+    error = (stored - radiance) / step
+    # Where rounding reaches the next power of two, steps are twice as long as those that the other channels are raised by.
+    assert np.abs(error).max() <= 0.751
+    assert np.quantile(np.abs(error), 0.99) <= 0.501
+    assert abs(error.mean()) < 0.02
+    images.write(tmp_path / "again.hdr", stored, like)
+    np.testing.assert_array_equal(load(tmp_path / "again.hdr")[0], stored)
+    assert not stored[0].any()
+
+
 def test_gray_radiance(tmp_path):
     picture = images.read(saved(tmp_path / "in.exr", channels=1))
     assert picture.values.shape == (60, 80, 1)
