@@ -259,14 +259,19 @@ def upsampled(low: Tensor, guide_low: Tensor, guide_high: Tensor) -> Tensor:
     return bilagrid.joint_bilateral_upsample(low, guide_low, guide_high, **options)
 
 
-def test_one_graph_of_a_filter_for_every_image_size() -> None:
+def toned(image: Tensor) -> Tensor:
+    return bilagrid.tonemap(image, sigma_space=3.0)
+
+
+@pytest.mark.parametrize("filtered", [smooth, toned])
+def test_one_graph_of_a_filter_for_every_image_size(filtered: Callable[[Tensor], Tensor]) -> None:
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(smooth, fullgraph=True, dynamic=True, backend=counter)
+    compiled = torch.compile(filtered, fullgraph=True, dynamic=True, backend=counter)
     counts = []
     for height, width in ((8, 9), (12, 13), (20, 31), (9, 40)):
         assert_same_with_gradients(
             lambda x: compiled(x).sum(),
-            lambda x: smooth(x).sum(),
+            lambda x: filtered(x).sum(),
             (torch.rand(1, 1, height, width, requires_grad=True),),
         )
         counts.append(counter.frame_count)
