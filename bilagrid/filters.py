@@ -243,8 +243,8 @@ def _luminance(image: Tensor) -> Tensor:
 
 def _ends(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest of the values that count, but for the extreme ones, (N, 1, 1) each; 0 where none counts. By every so many-th row and column."""
-    # By a square root and a trunc, which a compiler has of symbolic sizes.
-    step = max(math.trunc(math.sqrt(values.shape[1] * values.shape[2] / _SAMPLES)), 1)
+    # By a power and a trunc, which a compiler has of symbolic sizes.
+    step = max(math.trunc((values.shape[1] * values.shape[2] / _SAMPLES) ** 0.5), 1)
     values, counted = values[:, ::step, ::step].flatten(1), counted[:, ::step, ::step].flatten(1)
     ordered = torch.where(counted, values, torch.inf).sort(dim=1, stable=True).values
     last = counted.sum(1, keepdim=True) - 1

@@ -204,6 +204,12 @@ IMPOSSIBLE: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "Guard failed|Constraints violated",
     ),
+    "tonemap's own choice of pixels in torch.export": (
+        lambda: torch.export.export(
+            modules.Tonemap(sigma_space=2), (_rand(1, 3, 30, 37),), dynamic_shapes=(IMAGE,)
+        ).module()(_rand(1, 3, 1030, 1020)),
+        "Guard failed|Constraints violated",
+    ),
     "guided_upsample's own size in torch.export": (
         lambda: torch.export.export(
             modules.GuidedUpsample(), EXPORTED["guided_upsample"][2](90, 111), dynamic_shapes=(IMAGE, LOW, LOW)
