@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -293,6 +294,25 @@ def test_the_fine_reduction_gives_the_same_bits_whatever_the_strip(monkeypatch: 
             found.append(splat.splat_blurred(values, guide, (1.0, 0.0, 0.0), lattice))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("schedulers", [4, 528])
+@pytest.mark.parametrize("strips", [1, 9, 300, 5000])
+def test_strips_of_nodes_are_as_high_as_takes_the_least_time(strips: int, schedulers: int) -> None:
+    """As found by going through every height, and by two rounds of programs at least."""
+
+    def turns(each: int) -> int:
+        return (each + 1) * max(-(-strips * -(-rows // each) // schedulers), 2)
+
+    for rows in (1, 2, 7, 270, 1999):
+        found = _reduction._rows_of_nodes(strips, rows, schedulers)
+        assert found == min(range(rows, 0, -1), key=turns)
+
+
+def test_strips_of_a_tall_image_are_found_at_once() -> None:
+    with mock.patch.object(_reduction, "cdiv", wraps=_reduction.cdiv) as divisions:
+        _reduction._rows_of_nodes(1, 60_000, 528)
+    assert divisions.call_count < 5_000
 
 
 @interpreted

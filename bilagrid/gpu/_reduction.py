@@ -180,7 +180,9 @@ def _rows_of_nodes(strips: int, rows: int, schedulers: int) -> int:
     def turns(each: int) -> int:
         return (each + 1) * max(cdiv(strips * cdiv(rows, each), schedulers), 2)
 
-    return min(range(rows, 0, -1), key=turns)
+    # More strips than twice the schedulers only begin more rows early; fewer heights to try keep the first call of a tall image short.
+    counts = range(1, min(rows, 2 * schedulers) + 1)
+    return min((cdiv(rows, count) for count in counts), key=turns)
 
 
 @dataclass(frozen=True)
