@@ -157,6 +157,9 @@ COARSE_TILES = example(17, (18, 1, 2), (2, 310), "cell_centered")
 COARSE_STRIPS = example(1, (3, 2, 6), (17, 40), "corner_aligned")
 # For the fine kernels: rows of two blocks of nodes and of two blocks of pixels.
 FINE_BLOCKS = example(2, (3, 2, 130), (2, 131), "corner_aligned")
+# For the fine reduction: as many planes of a node as a lane adds up, and one more; channels in tiles.
+FINE_PLANES = example(4, (16, 2, 3), (3, 5), "half_pixel")
+FINE_TILES = example(4, (17, 2, 3), (3, 5), "half_pixel")
 
 
 def off_nodes(shape: tuple[int, ...], depth: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,6 +16,8 @@ from tests.helpers import (
     COARSE_STRIPS,
     COARSE_TILES,
     FINE_BLOCKS,
+    FINE_PLANES,
+    FINE_TILES,
     SIGMAS,
     Problem,
     assert_near,
@@ -59,6 +61,8 @@ def test_products_equal_reference(triton_backend: str, problem: Problem, monkeyp
 @given(problem=problems(), sigma=SIGMAS)
 @hypothesis.example(problem=COARSE, sigma=(0.8, 0.8, 0.8))
 @hypothesis.example(problem=FINE_BLOCKS, sigma=(1.1, 0.0, 0.6))
+@hypothesis.example(problem=FINE_PLANES, sigma=(1.1, 0.6, 0.0))
+@hypothesis.example(problem=FINE_TILES, sigma=(1.1, 0.6, 0.0))
 def test_blurred_equals_reference(backend_in_depth: str, problem: Problem, sigma: tuple[float, float, float]) -> None:
     """With a channel of ones, whether a program holds all planes of its nodes or not."""
     problem = problem.on(backend_in_depth)
