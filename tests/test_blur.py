@@ -73,6 +73,13 @@ def test_a_pair_meets_no_node_beyond_its_reach(triton_backend: str, monkeypatch:
     assert torch.equal(far, wanted)
 
 
+@pytest.mark.parametrize("sigma", [0.001, 1e-25, 5e-324])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_narrowest_gaussians_leave_the_grid_alone(backend: str, dtype: torch.dtype, sigma: float) -> None:
+    grid = torch.randn(1, 2, 4, 5, 6, dtype=dtype, device=device_of(backend))
+    torch.testing.assert_close(bilagrid.blur(grid, (sigma, 0.0, sigma)), grid, rtol=0, atol=0)
+
+
 def test_one_number_is_meant_for_every_axis(backend: str) -> None:
     grid = torch.randn(1, 2, 4, 5, 6, device=device_of(backend))
     torch.testing.assert_close(bilagrid.blur(grid, 1.2), bilagrid.blur(grid, (1.2, 1.2, 1.2)), rtol=0, atol=0)

@@ -12,12 +12,13 @@ import triton.language as tl
 from bilagrid.gpu._geometry import constant as constant_of
 from bilagrid.gpu._geometry import widen
 from bilagrid.gpu._launch import constant
+from bilagrid.ops import _taps
 
 
 def taps(sigma: float, nodes: int, dtype: torch.dtype) -> dict[str, Any]:
     """The Gaussian of an axis, as the kernels take it: taps farther than the axis is long meet only zeros, but count in the sum that makes them 1."""
-    radius = math.ceil(3 * sigma)
-    exponent = -0.5 / sigma**2 if sigma > 0 else 0.0
+    radius = _taps.radius(sigma)
+    exponent = -0.5 / max(sigma, _taps.NARROWEST) ** 2
     total = math.fsum(math.exp(exponent * k * k) for k in range(-radius, radius + 1))
     return {
         "radius": min(radius, nodes - 1),
