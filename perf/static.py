@@ -255,7 +255,7 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
     if "points_ptr" in given:
         loads = {"_slice_points_kernel": 8, "_slice_points_bwd_points_kernel": 9}.get(name, 0) * given.get("C", 1)
         return Share("point", given["BLOCK"], given["count"], False, loads)
-    if name == "_interpolate_rows_kernel":
+    if name in ("_interpolate_rows_kernel", "_copy_nodes_kernel"):
         return Share("table element", 4 * given["BLOCK"], given["table_ptr"].numel(), True)
     if name == "_combine_kernel":
         # Of a block's slots most often one is full, and each of four nodes reads a quarter of it.
@@ -275,9 +275,8 @@ def share(launch: _launch.Launch, config: triton.Config) -> Share:
         taps = sum(2 * value + 1 for key, value in given.items() if key.startswith("radius"))
         elements = given["BLOCK"] if "BLOCK" in given else given["ROWS"] * given["COLUMNS"]
         return Share("node", elements, given["out_ptr"].numel(), False, taps)
-    # The fine kernels read eight corners of the grid for each coefficient, and all but `slice` a channel of the image or gradient too.
-    coefficients = given["C"] if "C" in given else given["OUTPUTS"] * given["TERMS"]
-    loads = (8 if name == "_slice_fine_kernel" else 9) * coefficients if "_fine_" in name else 0
+    # The direct kernels read eight corners of the grid for each channel, and `_slice_bwd_guide_direct_kernel` one of the values too.
+    loads = {"_slice_direct_kernel": 8, "_slice_bwd_guide_direct_kernel": 9}.get(name, 0) * given.get("C", 0)
     count = launch.programs * launch.configs[0].kwargs["BLOCK"]
     return Share("pixel", given["BLOCK"], count, False, loads)
 

@@ -6,8 +6,11 @@ import os
 from collections.abc import Callable
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
@@ -15,6 +18,7 @@ import bilagrid
 from bilagrid.gpu import (
     _configs,
     _gather,
+    _grid_table,
     _launch,
     _points,
     _points_reduction,
@@ -69,7 +73,7 @@ def test_large_images_are_addressed_with_int64() -> None:
         slice_apply.slice_apply(meta(1, 12, 8, 16, 16), guide, image, lattice, offset=True)
         slice_apply.slice_apply_bwd_grid(guide, image, image, lattice, offset=True)
     wide = {launch.kernel.__name__ for launch in launches if launch.arguments.get("WIDE")}
-    assert wide >= {"_slice_apply_coarse_kernel", "_reduce_columns_kernel"}
+    assert wide >= {"_slice_apply_kernel", "_reduce_columns_kernel"}
 
 
 def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
@@ -87,6 +91,38 @@ def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_ima
 )
 def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
     assert _regime.choose(channels, problem.size, problem.image_size[1]) == regime
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernels"), [(4, ["_slice_direct_kernel"]), (5, ["_copy_nodes_kernel", "_slice_kernel"])]
+)
+def test_fine_grids_of_few_channels_are_read_as_they_lie(channels: int, kernels: list[str]) -> None:
+    lattice = Lattice.cell_centered((8, 135, 240), (1080, 1920))
+    with _launch.record() as launches:
+        slice.slice(meta(1, channels, *lattice.size), meta(1, 1080, 1920), lattice)
+    assert [launch.kernel.__name__ for launch in launches] == kernels
+
+
+@given(
+    kind=st.sampled_from(["cell_centered", "half_pixel", "corner_aligned"]),
+    nodes=st.integers(1, 3000000),
+    pixels=st.integers(1, 20000000),
+    data=st.data(),
+)
+def test_the_nodes_of_a_table_are_those_that_its_pixels_read(
+    kind: str, nodes: int, pixels: int, data: st.DataObject
+) -> None:
+    """In the kernels' float32, at the ends of a tile; and few more than these."""
+    origin = data.draw(st.integers(0, pixels - 1), "origin")
+    count = data.draw(st.integers(1, pixels - origin), "count")
+    lattice = getattr(Lattice, kind)((1, 1, nodes), (1, pixels))
+    scale, anchor = np.float32(lattice.scale[2]), np.float32(lattice.anchor[2])
+    ends = np.array([origin, origin + count - 1], np.float32) * scale + anchor
+    lower, upper = np.minimum(np.floor(np.clip(ends, 0, nodes - 1)), max(nodes - 2, 0))
+    first, many = _grid_table._nodes(origin, count, lattice.scale[2], lattice.anchor[2], nodes)
+    assert 0 <= first <= lower
+    assert upper + 2 <= first + many <= max(nodes, 2)
+    assert many <= count * scale + 8 + nodes // 2**19
 
 
 @pytest.mark.parametrize(("size", "free"), [((8, 16, 16), set()), ((16, 135, 240), {"strip_rows"})])
@@ -194,9 +230,19 @@ POINTS = 3 * _image(1, 2, 150, 3)
 USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
+    "slice as it lies": (
+        slice.PIXEL_CONFIGS,
+        "fine",
+        lambda: slice.slice(AFFINE[0][:, :3], AFFINE[1], LATTICE),
+    ),
     "slice_apply": (
         slice_apply.APPLY_CONFIGS,
         "coarse",
+        lambda: slice_apply.slice_apply(*AFFINE, LATTICE, offset=True),
+    ),
+    "slice_apply fine": (
+        slice_apply.APPLY_CONFIGS,
+        "fine",
         lambda: slice_apply.slice_apply(*AFFINE, LATTICE, offset=True),
     ),
     "slice_apply gradient": (
@@ -322,14 +368,42 @@ def test_the_row_table_is_the_same_whatever_the_strip(monkeypatch: pytest.Monkey
     grid = _image(2, 25, 3, 7, 6)
     found = []
     for rows in (1, 5, 32):
-        monkeypatch.setattr(_gather, "_STRIP_ROWS", (rows, rows))
-        found.append(_gather.row_table(grid, lattice, 37, 5, 5, torch.float32, None))
+        monkeypatch.setattr(_grid_table, "_STRIP_ROWS", (rows, rows))
+        found.append(_grid_table.row_table(grid, lattice, 37, 5, 5, torch.float32, None))
     y = (torch.arange(37) * lattice.scale[1] + lattice.offset[1]).clamp(0, 6)
     tent = (1 - (y[:, None] - torch.arange(7)).abs()).clamp(min=0)
     wanted = torch.einsum("iy,nokdyx->nixdok", tent, grid.unflatten(1, (5, 5)))
     torch.testing.assert_close(found[0], torch.nn.functional.pad(wanted, (0, 3)))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("size", "origin", "rows", "columns"),
+    [
+        ((3, 17, 18), (0, 0), (0, 17), (0, 18)),
+        ((3, 17, 18), (8, 6), (1, 15), (1, 11)),
+        ((1, 1, 1), (0, 0), (0, 1), (0, 1)),
+    ],
+    ids=["whole", "tile", "one node"],
+)
+def test_the_node_table_holds_what_the_image_reads(
+    size: tuple[int, int, int], origin: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """The grids of an index, bit for bit, with what is not finite; planes and columns that fill no warp, terms that fill no quad."""
+    lattice = Lattice.half_pixel(size, (48, 54)).crop(*origin)
+    bank = _image(3, 10, *size).half()
+    bank[1, 3, 0, 0, 0], bank[1, 4, 0, 0, 0] = float("inf"), float("nan")
+    height, width = (48, 54) if origin == (0, 0) else (30, 20)
+    index = torch.tensor([1, 3, 0])
+    table, top, left = _grid_table.node_table(bank, lattice, (height, width), 2, 5, torch.float32, index)
+    assert (top, left) == (rows[0], columns[0])
+    chosen = bank[[1, 0, 0], :, :, rows[0] : rows[1], columns[0] : columns[1]].float()
+    wanted = torch.nn.functional.pad(chosen.unflatten(1, (2, 5)).permute(0, 4, 5, 3, 1, 2), (0, 3))
+    wanted[1] = float("nan")
+    twice = [max(extent, 2) for extent in wanted.shape[1:4]]
+    torch.testing.assert_close(table, wanted.expand(3, *twice, 2, 8), rtol=0, atol=0, equal_nan=True)
 
 
 @interpreted
@@ -341,6 +415,8 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
                 results.append(slice_apply.slice_apply(*AFFINE, LATTICE, offset=True))
                 results.extend(slice_apply.slice_apply_bwd_pixels(*AFFINE, AFFINE[2], LATTICE, offset=True))
                 results.append(slice_apply.slice_apply_bwd_grid(AFFINE[1], AFFINE[2], AFFINE[2], LATTICE, offset=True))
+                for channels in (3, 12):
+                    results.append(slice.slice(AFFINE[0][:, :channels], AFFINE[1], LATTICE))
                 results.append(slice.slice_bwd_guide(AFFINE[0][:, :3], AFFINE[1], AFFINE[2], LATTICE))
         with _regime.override(regime="coarse", architecture="sm_90"), monkeypatch.context() as patch:
             patch.setattr(_regime, "_allows_tf32", lambda: True)
@@ -358,7 +434,7 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
         return results
 
     narrow = run()
-    for module in (_gather, _points, _points_reduction, _reduction, blur, curves, slice, slice_apply):
+    for module in (_gather, _grid_table, _points, _points_reduction, _reduction, blur, curves, slice, slice_apply):
         monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     with _launch.record() as launches:
         run()

@@ -25,6 +25,7 @@ from bilagrid.lattice import Lattice
 # Arguments whose value must not make another variant of a kernel: a compiled kernel serves every image size, batch and origin.
 RUNTIME = [
     *("H", "W", "Gh", "Gw", "N", "M", "first_n", "first_row", "top", "left", "strips", "strip_rows", "slots"),
+    *("rows", "columns", "first_y", "first_x"),
     *("scale_z", "scale_y", "scale_x", "anchor_z", "anchor_y", "anchor_x"),
     *("per_y", "per_x", "slack_y", "slack_x"),
     *(f"{name}{axis}" for name in ("radius", "taps_scale", "taps_exponent") for axis in ("", "_z", "_y", "_x", "_m")),

@@ -41,6 +41,15 @@ def load_guide(
 
 
 @triton.jit
+def split_quad(quad):
+    """[BLOCK, 4] as four [BLOCK]."""
+    even, odd = tl.split(tl.reshape(quad, [quad.shape[0], 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return a, b, c, d
+
+
+@triton.jit
 def store_four(out_ptr, stride_c, first, a, b, c, d, CHANNELS: tl.constexpr, mask, WIDE: tl.constexpr):
     """Store channels first to first + 3, where there are so many."""
     channel = widen(first, WIDE)

@@ -8,25 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._gather import (
-    dot_quad,
-    grid_corners,
-    grid_planes,
-    launch_gather,
-    load_terms,
-    table_corner,
-    table_value,
-)
+from bilagrid.gpu._gather import dot_quad, launch_gather, load_terms, table_corner, table_value
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._index import grid_of_image
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
-from bilagrid.gpu._pixels import load_guide, load_term, pixel_tile
+from bilagrid.gpu._pixels import load_guide, pixel_tile
 from bilagrid.gpu._reduction import reduce_products
-from bilagrid.gpu._slice_apply_bwd import (
-    BWD_PIXELS_CONFIGS,
-    _slice_apply_bwd_pixels_coarse_kernel,
-    _slice_apply_bwd_pixels_fine_kernel,
-)
+from bilagrid.gpu._slice_apply_bwd import BWD_PIXELS_CONFIGS, _slice_apply_bwd_pixels_kernel
 from bilagrid.lattice import Lattice
 from bilagrid.ops._memory import empty_as, empty_grid
 
@@ -39,7 +26,7 @@ APPLY_CONFIGS = [
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _slice_apply_coarse_kernel(
+def _slice_apply_kernel(
     table_ptr,
     guide_ptr,
     image_ptr,
@@ -57,82 +44,11 @@ def _slice_apply_coarse_kernel(
     stride_out_x,
     first_n,
     first_row,
-    H,
     W,
-    Gw,
-    left,
-    scale_z,
-    scale_x,
-    anchor_z,
-    anchor_x,
-    C_IN: tl.constexpr,
-    TERMS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    D: tl.constexpr,
-    LUMA: tl.constexpr,
-    UNROLL: tl.constexpr,
-    ACC: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,z w_x w_z table[n, i, x, z, o, k]) term[n, k, i, j].
-
-    table as `row_table` leaves it, guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W). The terms are the image's
-    channels and, where the map has an offset, ones. The slicing layer of Gharbi et al. 2017, section 3.3, fused with equation 6.
-    """
-    n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
-    i = widen(row, WIDE)
-    j = widen(offs_x, WIDE)
-    image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
-    offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-    guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
-    QUADS: tl.constexpr = (TERMS + 3) // 4
-    NODE: tl.constexpr = OUTPUTS * QUADS * 4
-    corner_ptr, weight_x, lower, upper = table_corner(
-        table_ptr, n, row, guide, offs_x, H, Gw, left, scale_z, anchor_z, scale_x, anchor_x, D, NODE, False, ACC
-    )
-    out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
-    if QUADS == 1:
-        terms = load_terms(image_ptr, stride_image_c, 0, C_IN, mask, ACC, WIDE)
-        for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
-            coefficients = table_value(corner_ptr, weight_x, lower, upper, o, D, NODE)
-            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, dot_quad(coefficients, terms), mask=mask)
-    else:
-        for o in range(OUTPUTS):
-            acc = tl.zeros([BLOCK], ACC)
-            for quad in range(QUADS):
-                coefficients = table_value(corner_ptr, weight_x, lower, upper, o * QUADS + quad, D, NODE)
-                acc += dot_quad(coefficients, load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
-            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def _slice_apply_fine_kernel(
-    grid_ptr,
-    index_ptr,
-    guide_ptr,
-    image_ptr,
-    out_ptr,
-    stride_grid_n,
-    stride_grid_c,
-    stride_grid_d,
-    stride_grid_y,
-    stride_grid_x,
-    stride_guide_n,
-    stride_guide_y,
-    stride_guide_x,
-    stride_image_n,
-    stride_image_c,
-    stride_image_y,
-    stride_image_x,
-    stride_out_n,
-    stride_out_c,
-    stride_out_y,
-    stride_out_x,
-    first_n,
-    first_row,
-    M,
-    W,
+    rows,
+    columns,
+    first_y,
+    first_x,
     Gh,
     Gw,
     top,
@@ -143,19 +59,21 @@ def _slice_apply_fine_kernel(
     anchor_z,
     anchor_y,
     anchor_x,
-    INDEXED: tl.constexpr,
     C_IN: tl.constexpr,
     TERMS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     D: tl.constexpr,
     LUMA: tl.constexpr,
+    FINE: tl.constexpr,
+    UNROLL: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,y,z w_x w_y w_z grid[n, o * TERMS + k, z, y, x]) term[n, k, i, j].
+    """A program owns BLOCK pixels of a row: out[n, o, i, j] = sum_k (sum_x,z w_x w_z table[n, i, x, z, o, k]) term[n, k, i, j].
 
-    grid (N, OUTPUTS * TERMS, D, Gh, Gw), guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS, H, W).
+    table as `row_table` leaves it, or where FINE as `node_table` does, of which w_y weighs two rows; guide (N, H, W), image (N, C_IN, H, W), out (N, OUTPUTS,
+    H, W). The terms are the image's channels and, where the map has an offset, ones. The slicing layer of Gharbi et al. 2017, section 3.3, fused with equation 6.
     """
     n, row, offs_x, mask = pixel_tile(first_n, first_row, W, WIDE, BLOCK)
     i = widen(row, WIDE)
@@ -163,25 +81,25 @@ def _slice_apply_fine_kernel(
     image_ptr += n * stride_image_n + i * stride_image_y + j * stride_image_x
     offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
     guide = load_guide(guide_ptr, offset, image_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
-    corner, step_y, step_x, step_z, weight_y, weight_x, lower, upper = grid_corners(
-        guide, row, offs_x, top, left, scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x,
-        stride_grid_d, stride_grid_y, stride_grid_x, Gh, Gw, D, False, ACC, WIDE,
+    QUADS: tl.constexpr = (TERMS + 3) // 4
+    NODE: tl.constexpr = OUTPUTS * QUADS * 4
+    corner = table_corner(
+        table_ptr, n, row, guide, offs_x, rows, columns, first_y, first_x, Gh, Gw, top, left,
+        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, False, FINE, ACC, WIDE,
     )  # fmt: skip
-    m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
-    if INDEXED:
-        upper = tl.where(valid, upper, float("nan"))
-    grid_ptr += m * stride_grid_n
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
-    for o in range(OUTPUTS):
-        acc = tl.zeros([BLOCK], ACC)
-        for k in range(TERMS):
-            channel = widen(o * TERMS + k, WIDE)
-            below, above = grid_planes(
-                grid_ptr + channel * stride_grid_c, corner, step_y, step_x, step_z, weight_y, weight_x, ACC
-            )
-            term = load_term(image_ptr, stride_image_c, k, C_IN, mask, ACC, WIDE)
-            acc = tl.fma(tl.fma(upper, above, lower * below), term, acc)
-        tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
+    if QUADS == 1:
+        terms = load_terms(image_ptr, stride_image_c, 0, C_IN, mask, ACC, WIDE)
+        for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
+            coefficients = table_value(corner, o, D, NODE, FINE)
+            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, dot_quad(coefficients, terms), mask=mask)
+    else:
+        for o in range(OUTPUTS):
+            acc = tl.zeros([BLOCK], ACC)
+            for quad in range(QUADS):
+                coefficients = table_value(corner, o * QUADS + quad, D, NODE, FINE)
+                acc += dot_quad(coefficients, load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
+            tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
 
 
 def slice_apply(
@@ -197,8 +115,7 @@ def slice_apply(
     terms = image.shape[1] + int(offset)
     out = empty_as(image, grid.shape[1] // terms)
     launch_gather(
-        _slice_apply_coarse_kernel,
-        _slice_apply_fine_kernel,
+        _slice_apply_kernel,
         grid,
         lattice,
         image.shape[2:],
@@ -229,8 +146,7 @@ def slice_apply_bwd_pixels(
     grad_guide = None if guide is None else torch.empty(guide.shape, dtype=guide.dtype, device=guide.device)
     terms = image.shape[1] + int(offset)
     launch_gather(
-        _slice_apply_bwd_pixels_coarse_kernel,
-        _slice_apply_bwd_pixels_fine_kernel,
+        _slice_apply_bwd_pixels_kernel,
         grid,
         lattice,
         image.shape[2:],

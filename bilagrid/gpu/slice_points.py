@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bilagrid.gpu._gather import join_quad, plane
+from bilagrid.gpu._corners import plane
+from bilagrid.gpu._gather import join_quad
 from bilagrid.gpu._geometry import widen
 from bilagrid.gpu._launch import RUNTIME, compute_dtype, strides
 from bilagrid.gpu._points import grid_of, launch_points, place_of, weights_along
