@@ -63,7 +63,7 @@ def convolve_planes(values, taps_exponent, taps_scale, RADIUS: tl.constexpr, ACC
     plane = tl.arange(0, PLANES)[None, :, None]
     acc = tl.zeros(values.shape, ACC)
     for p in tl.static_range(PLANES):
-        # All known when it is compiled: the plane costs nothing to pick where what is added is minus zero, to which nothing is added.
+        # Planes are known when this is compiled, and to add minus zero is to add nothing: picking one costs no instruction.
         of_plane = tl.sum(tl.where(plane == p, values, -0.0), axis=1)[:, None, :]
         distance = tl.abs(plane - p)
         weight = tap(distance, taps_exponent, taps_scale, ACC)

@@ -41,7 +41,7 @@ _COLUMN_SUMS = 48
 # Rows of a strip of columns, at least where there are so many and at most: what comes after them takes as long as six rows.
 _COLUMN_ROWS = (8, 128)
 
-# Planes times channels that a lane of the fine reduction adds up at each of a cell's four nodes: more spill registers.
+# Planes times channels of a lane's four sums in the fine reduction, a row's left and right and the nodes above and below: more spill registers.
 _SUMS = {torch.float32: 32, torch.float64: 8}
 
 # Programs that keep a large GPU busy: strips of rows are no higher than that leaves.
@@ -250,7 +250,7 @@ def _rows(count: float, size: int) -> int:
 
 
 def _strip_rows(programs: int, count: int) -> int:
-    """Rows a strip, of the ``count`` rows of a cell or of nodes: as many as leave ``_PROGRAMS`` programs to an image, from 4 to 32.
+    """Rows a strip, of the ``count`` rows of a cell: as many as leave ``_PROGRAMS`` programs to an image, from 4 to 32.
 
     The batch has no say: it must not change a sum's order.
     """
