@@ -209,6 +209,10 @@ TILE_USES = [
         for c, s in ((1, 0.05), (1, 0.3), (3, 0.1), (3, 0.5))
     ),
     *(Use(f"slice_apply, 3x4, D={depth}", torch.float32, partial(_affine, depth=depth)) for depth in _DEPTHS),
+    *(
+        Use(f"slice_apply, 3x4, fine, D={depth}", torch.float32, partial(_affine, depth=depth, pixels_a_cell=8))
+        for depth in (4, 16)
+    ),
     *(_tile_use(c, d, "coarse", "high") for d in _DEPTHS for c in (3, 12, 32)),
     *(_tile_use(c, d, regime) for regime in ("coarse", "fine") for d in _DEPTHS for c in (1, 3, 12, 16, 32)),
 ]

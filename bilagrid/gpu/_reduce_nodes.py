@@ -142,8 +142,8 @@ def _reduce_nodes_kernel(
                     value = tl.where(valid[None, :] & (channel == k), product[None, :], value)
                 right = value * (x_pixel - node_x)[None, :]
                 weight_z = tent_z(z_pixel[None, None, :], z0[None, None, :], plane, D, DZ)
-                left_sum = tl.fma((value - right)[:, None, :], weight_z, left_sum)
                 right_sum = tl.fma(right[:, None, :], weight_z, right_sum)
+                left_sum = tl.fma((value - right)[:, None, :], weight_z, left_sum)
             sums = left_sum + tl.gather(right_sum, before, axis=2)
             y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
             weight_y = y - node_y

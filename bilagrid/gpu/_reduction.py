@@ -41,7 +41,10 @@ _COLUMN_SUMS = 48
 # Rows of a strip of columns, at least where there are so many and at most: what comes after them takes as long as six rows.
 _COLUMN_ROWS = (8, 128)
 
-# Planes times channels of a lane's four sums in the fine reduction, a row's left and right and the nodes above and below: more spill registers.
+# Channels that a lane of the fine reduction adds up: addresses of more spill scalar registers of AMD's.
+_NODE_CHANNELS = 4
+
+# Planes times channels of its four sums, a row's left and right and the nodes above and below: more spill registers.
 _SUMS = {torch.float32: 32, torch.float64: 8}
 
 # Programs that keep a large GPU busy: strips of rows are no higher than that leaves.
@@ -97,7 +100,7 @@ def reduce_products(
     )
     if _is_fine(channels, lattice, width, dtype):
         planes = _planes_of_node(depth, dtype)
-        tile_c = min(triton.next_power_of_2(channels), _SUMS[dtype] // planes)
+        tile_c = min(triton.next_power_of_2(channels), _SUMS[dtype] // planes, _NODE_CHANNELS)
         configs = NODE_CONFIGS_WIDE if is_wide(image.device) else NODE_CONFIGS
         strips = batch * cdiv(columns, configs[0].kwargs["CELLS"] - 1) * cdiv(depth, planes) * cdiv(channels, tile_c)
         strip_rows = _rows_of_nodes(strips, rows, schedulers(image.device))
