@@ -101,6 +101,12 @@ def _reduce_nodes_kernel(
         first_c = tile_c * TILE_C
     channel = tl.arange(0, TILE_C)[:, None]
     image_ptr += n * stride_image_n
+    guides = guide_ptr
+    if not LUMA:
+        guides += n * stride_guide_n
+    grads = grad_ptr
+    if PRODUCT:
+        grads += n * stride_grad_n
     before = tl.broadcast_to(tl.maximum(lane - 1, 0)[None, None, :], (TILE_C, PLANES, CELLS))
     c = (first_c + channel)[:, :, None]
     x = node_x[None, None, :]
@@ -126,8 +132,8 @@ def _reduce_nodes_kernel(
                 mask = offs_x < last_x
                 j = widen(offs_x, WIDE)
                 pixel_ptr = image_ptr + i * stride_image_y + j * stride_image_x
-                offset = n * stride_guide_n + i * stride_guide_y + j * stride_guide_x
-                guide = load_guide(guide_ptr, offset, pixel_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
+                offset = i * stride_guide_y + j * stride_guide_x
+                guide = load_guide(guides, offset, pixel_ptr, stride_image_c, LUMA, mask, ACC, WIDE)
                 x_pixel, _x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
                 z_pixel, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
                 valid = mask & (guide == guide)
@@ -136,14 +142,14 @@ def _reduce_nodes_kernel(
                     exists = valid & (first_c + k < CHANNELS)
                     product = load_term(pixel_ptr, stride_image_c, (first_c + k) % TERMS, C_IN, exists, ACC, WIDE)
                     if PRODUCT:
-                        by_out_ptr = grad_ptr + n * stride_grad_n + widen((first_c + k) // TERMS, WIDE) * stride_grad_c
+                        by_out_ptr = grads + widen((first_c + k) // TERMS, WIDE) * stride_grad_c
                         by_out_ptr += i * stride_grad_y + j * stride_grad_x
                         product *= tl.load(by_out_ptr, mask=exists).to(ACC)
                     value = tl.where(valid[None, :] & (channel == k), product[None, :], value)
                 right = value * (x_pixel - node_x)[None, :]
                 weight_z = tent_z(z_pixel[None, None, :], z0[None, None, :], plane, D, DZ)
-                right_sum = tl.fma(right[:, None, :], weight_z, right_sum)
                 left_sum = tl.fma((value - right)[:, None, :], weight_z, left_sum)
+                right_sum = tl.fma(right[:, None, :], weight_z, right_sum)
             sums = left_sum + tl.gather(right_sum, before, axis=2)
             y, _y0, _y1 = coordinate(row + top, scale_y, anchor_y, Gh, ACC)
             weight_y = y - node_y
