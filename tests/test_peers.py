@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,7 +173,8 @@ def test_a_comparison_prints_ratios_and_leaves_rows_that_are_drawn(
     shown = capsys.readouterr().out
     for direction in ("forward", "forward and backward", "backward"):
         assert f"slice_apply {direction}, 20x36, 16x16x8, float32, random: " in shown
-    assert shown.count("1.00x") == 3
+    # A peer may take as long as we do, or eleven times.
+    assert len(re.findall(r"^bilagrid .* 1\.00x ", shown, re.MULTILINE)) == 3
     found = table(tmp_path)
     assert tuple(found[0]) == rows.COLUMNS
     assert [(row["implementation"], row["direction"]) for row in found] == [
