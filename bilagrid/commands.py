@@ -142,11 +142,16 @@ def check_file(out: Path, suffixes: Sequence[str]) -> None:
 
 def _check_folder(out: Path) -> None:
     """Refuses a folder to write to that is closed, or could not be made."""
-    nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir():
-        raise Refusal(f"{nearest}: must be a folder to hold {out.relative_to(nearest)}, is none")
-    if not os.access(nearest, os.W_OK):
-        raise Refusal(f"{nearest}: may not be written to, choose another folder")
+    there = nearest(out)
+    if not there.is_dir():
+        raise Refusal(f"{there}: must be a folder to hold {out.relative_to(there)}, is none")
+    if not os.access(there, os.W_OK):
+        raise Refusal(f"{there}: may not be written to, choose another folder")
+
+
+def nearest(path: Path) -> Path:
+    """What there is of a path: all of it, or the nearest that it would lie in."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def unwritten(pairs: list[Job], *, overwrite: bool, skip_existing: bool = False) -> list[Job]:

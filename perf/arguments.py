@@ -88,7 +88,7 @@ def resolution(text: str) -> tuple[int, int]:
 def folder(text: str) -> Path:
     """A folder to write to, which may be yet to be made: what is measured for minutes shall find it."""
     path = Path(text)
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    there = commands.nearest(path)
     if not there.is_dir():
         raise ValueError(f"expected a folder, {there} is a file")
     if not os.access(there, os.W_OK):

@@ -204,8 +204,8 @@ class Share:
             a_lane = figure(program.whole)
         elif self.walks:
             a_lane = figure(loop) / program.unrolled * math.prod(self.turns)
-            for depth, code in enumerate(reversed(program.around[-len(self.turns) + 1 :]), 1) if self.turns else ():
-                a_lane += figure(code) * math.prod(self.turns[:-depth])
+            for within, around in zip(range(1, len(self.turns)), reversed(program.around), strict=False):
+                a_lane += figure(around) * math.prod(self.turns[:-within])
         elif self.curves and program.nests:
             a_lane = figure(program.whole)
             for outer, inner in program.nests:

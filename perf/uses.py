@@ -141,7 +141,7 @@ def _points(dtype: torch.dtype, device: str, height: int, *, indexed: bool = Fal
 
 
 def _filter(dtype: torch.dtype, device: str, height: int, *, channels: int = 1, sigma_color: float = 0.1) -> None:
-    """A bilateral filter, sigma_space 8, and its gradient by the guide."""
+    """A bilateral filter, sigma_space 8, and what its gradients slice."""
     guide, values = _pixels(dtype, device, channels, height)
     lattice, sigma = filter_lattice(guide, 8.0, sigma_color, (0.0, 1.0))
     grid = splat.splat_blurred(values, guide, sigma, lattice)
