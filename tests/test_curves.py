@@ -227,6 +227,22 @@ def test_vmap_equals_a_loop(mapped: tuple[int | None, ...]) -> None:
                 assert_near(a[k], b)
 
 
+@pytest.mark.parametrize("double", [0, 3, 6])
+def test_second_derivatives_where_one_argument_is_float64(double: int) -> None:
+    exact = [torch.rand(1, 3, 4, 5).double(), *(t.float().double() for t in parameters(3, 2, 4))]
+    weight = torch.rand(1, 4, 5)
+
+    def second(leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad((weight * bilagrid.curves(*leaves)).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(grad.double().square().sum() for grad in first), leaves)
+
+    mixed = [t if k == double else t.float() for k, t in enumerate(exact)]
+    found, wanted = (second([t.detach().requires_grad_() for t in given]) for given in (mixed, exact))
+    for grad, leaf, value in zip(found, mixed, wanted, strict=True):
+        assert grad.dtype == leaf.dtype
+        assert_near(grad, value, torch.float32)
+
+
 def test_jacrev_and_second_derivatives_of_func() -> None:
     given = parameters(1, 2, 3)
     image = torch.rand(1, 1, 2, 2, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks
-from bilagrid.ops._dtypes import promoted, widened, without_autocast
+from bilagrid.ops._dtypes import promoted, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import raw_operator
@@ -176,13 +176,14 @@ def _along(given: tuple[Tensor, ...], along: Tensor, along_image: tuple[Tensor, 
 
     With v the direction and v_u that of u: ``J = sum_c v_mix f(u) + mix (sum_k v_slopes relu - slopes v_shifts step + f'(u) v_u) + v_mix_bias``.
     """
-    image, *parameters, grad = map(widened, given)
+    # Theirs is the type that all was computed in.
+    image, *parameters, grad = (tensor.to(along.dtype) for tensor in given)
     matrix, bias, shifts, slopes, mix, mix_bias = parameters
     parts = along.split([parameter.numel() for parameter in parameters])
     v_matrix, v_bias, v_shifts, v_slopes, v_mix, v_mix_bias = (
         part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)
     )
-    v_image = widened(along_image[0]) if along_image else torch.zeros_like(image)
+    v_image = along_image[0].to(along.dtype) if along_image else torch.zeros_like(image)
 
     mixed = _mixed(matrix, bias, image)
     over = mixed.unsqueeze(2) - _over_pixels(shifts)
