@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilagrid.ops import _index
+from bilagrid.ops import _index, _vmap
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
 
@@ -62,9 +62,9 @@ def _vmap_collect(info: Any, in_dims: tuple[Any, ...], parts: Tensor, index: Ten
     if in_dims[1] is None:
         out = raw_collect(parts.movedim(in_dims[0], 1).flatten(1, 2), index, count)
         return out.unflatten(1, (batch, -1)), 1
-    folded = _index.folded(index, in_dims[1], batch, count)
-    mapped = parts.expand(batch, *parts.shape) if in_dims[0] is None else parts.movedim(in_dims[0], 0)
-    return raw_collect(mapped.flatten(0, 1), folded, batch * count).unflatten(0, (batch, -1)), 0
+    index = _index.folded(index, in_dims[1], batch, count)
+    out = raw_collect(_vmap.folded(parts, in_dims[0], batch), index, batch * count)
+    return out.unflatten(0, (batch, -1)), 0
 
 
 raw_collect = raw_operator(

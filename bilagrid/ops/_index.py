@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilagrid.ops import _vmap
+
 
 def check_index(index: Tensor, like: Tensor, other: str) -> None:
     """``index`` holds integers and lies where ``like``, called ``other``, does."""
@@ -50,8 +52,8 @@ def check_bank(bank: Tensor, images: Tensor) -> None:
 
 
 def folded(index: Tensor, dim: int | None, batch: int, count: int | None = None) -> Tensor:
-    """For vmap: the index ``(N, ...)`` of ``batch`` items as one ``(batch * N, ...)``; into as many banks of ``count`` grids where that is given, else into one."""
-    mapped = index.expand(batch, *index.shape) if dim is None else index.movedim(dim, 0)
+    """For vmap: the index ``(N, ...)`` of ``batch`` items as one ``(batch * N, ...)``: into one bank for all, or with ``count`` into a bank of that many grids for each."""
+    mapped = _vmap.mapped(index, dim, batch)
     if count is not None:
         mapped = shifted(mapped, count, torch.arange(batch, device=index.device).view(-1, *(1,) * (mapped.ndim - 1)))
     return mapped.flatten(0, 1)

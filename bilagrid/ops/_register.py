@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from bilagrid.lattice import Lattice
-from bilagrid.ops import _backend
-from bilagrid.ops._index import folded
+from bilagrid.ops import _backend, _index, _vmap
 from bilagrid.ops._plain import is_plain
 
 LATTICE = "str kind, SymInt[] size, SymInt[] image_size, SymInt[] origin, float[] steps, SymInt[] steps_size"
@@ -132,14 +131,12 @@ def _fold(operator: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
         banked = place >= 0 and values[place] is not None
         if banked:
             banks = None if in_dims[0] is None else values[0].movedim(in_dims[0], 0)
-            index = folded(values[place], in_dims[place], info.batch_size, None if banks is None else banks.shape[1])
+            count = None if banks is None else banks.shape[1]
+            index = _index.folded(values[place], in_dims[place], info.batch_size, count)
             bank = values[0] if banks is None else banks.flatten(0, 1)
 
         def fold(value: Any, dim: int | None) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            mapped = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-            return mapped.flatten(0, 1)
+            return _vmap.folded(value, dim, info.batch_size) if isinstance(value, Tensor) else value
 
         if banked:
             values = tuple(None if k in (0, place) else value for k, value in enumerate(values))

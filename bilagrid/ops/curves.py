@@ -12,6 +12,7 @@ from bilagrid.ops._dtypes import promoted, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import raw_operator
+from bilagrid.ops._vmap import folded, one_by_one
 
 
 def curves(
@@ -90,25 +91,16 @@ def _fake_curves_bwd(image: Tensor, *rest: Any) -> list[Tensor]:
 def _vmap_curves(info: Any, in_dims: tuple[Any, ...], image: Tensor, *parameters: Tensor) -> tuple[Tensor, int]:
     """Images mapped alone join the batch; parameters that are mapped have a call each."""
     if any(dim is not None for dim in in_dims[1:]):
-        return torch.stack([_raw_curves(*one) for one in _unbind(info, in_dims, (image, *parameters))]), 0
-    folded = _raw_curves(image.movedim(in_dims[0], 0).flatten(0, 1), *parameters)
-    return folded.unflatten(0, (info.batch_size, -1)), 0
+        return torch.stack([_raw_curves(*one) for one in one_by_one(info.batch_size, in_dims, (image, *parameters))]), 0
+    guide = _raw_curves(folded(image, in_dims[0], info.batch_size), *parameters)
+    return guide.unflatten(0, (info.batch_size, -1)), 0
 
 
 def _vmap_curves_bwd(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
     """One call each: the parameters' gradients are sums over the batch, so the mapped dimension cannot join it."""
-    every = [_raw_curves_bwd(*one) for one in _unbind(info, in_dims, given)]
+    every = [_raw_curves_bwd(*one) for one in one_by_one(info.batch_size, in_dims, given)]
     stacked = [torch.stack(grads) for grads in zip(*every, strict=True)]
     return stacked, [0] * len(stacked)
-
-
-def _unbind(info: Any, in_dims: tuple[Any, ...], given: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """The arguments of every call that a mapped one stands for."""
-    along = [
-        (value,) * info.batch_size if dim is None else value.unbind(dim)
-        for value, dim in zip(given, in_dims, strict=True)
-    ]
-    return list(zip(*along, strict=True))
 
 
 _PARAMETERS = "Tensor matrix, Tensor bias, Tensor shifts, Tensor slopes, Tensor mix, Tensor mix_bias"

@@ -12,6 +12,7 @@ from bilagrid.ops._bank import refuse_unless_sparse, to_bank
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
+from bilagrid.ops._vmap import folded
 
 # By which coordinates the tent weights are differentiated: the sum of the bits of x, y and z.
 _AXES = (1, 2, 4)
@@ -130,11 +131,6 @@ def _fake_slice_points_bwd_grid(
     return values.new_empty((size[0], values.shape[3], *size[1:]), dtype=dtype)
 
 
-def _fold(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
-    mapped = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return mapped.flatten(0, 1)
-
-
 def _fold_index(points: Tensor, index: Tensor | None, dim: int | None, batch: int, count: int, banks: bool) -> Tensor:
     """The index ``(B * N, H, W)`` of folded points: into one bank of ``count`` grids, or where ``banks`` into as many as are folded."""
     if index is None:
@@ -151,10 +147,12 @@ def _vmap_read(operator: str) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], grid: Tensor, points: Tensor, index: Any, *rest: Any) -> Any:
         batch, mapped = info.batch_size, in_dims[0] is not None
         count = grid.movedim(in_dims[0], 0).shape[1] if mapped else grid.shape[0]
-        points = _fold(points, in_dims[1], batch)
+        points = folded(points, in_dims[1], batch)
         index = _fold_index(points, index, in_dims[2], batch, count, mapped)
-        grid = _fold(grid, in_dims[0], batch) if mapped else grid
-        rest = tuple(_fold(t, d, batch) if isinstance(t, Tensor) else t for t, d in zip(rest, in_dims[3:], strict=True))
+        grid = folded(grid, in_dims[0], batch) if mapped else grid
+        rest = tuple(
+            folded(t, d, batch) if isinstance(t, Tensor) else t for t, d in zip(rest, in_dims[3:], strict=True)
+        )
         out = getattr(torch.ops.bilagrid, operator).default(grid, points, index, *rest)
         return out.unflatten(0, (batch, -1)), 0
 
@@ -165,10 +163,10 @@ def _vmap_bwd_grid(
     info: Any, in_dims: Any, values: Tensor, points: Tensor, index: Any, size: list[int], derivative: int
 ) -> Any:
     batch = info.batch_size
-    points = _fold(points, in_dims[1], batch)
+    points = folded(points, in_dims[1], batch)
     index = _fold_index(points, index, in_dims[2], batch, size[0], True)
     size = [batch * size[0], *size[1:]]
-    out = _raw_slice_points_bwd_grid(_fold(values, in_dims[0], batch), points, index, size, derivative)
+    out = _raw_slice_points_bwd_grid(folded(values, in_dims[0], batch), points, index, size, derivative)
     return out.unflatten(0, (batch, -1)), 0
 
 

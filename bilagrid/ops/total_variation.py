@@ -11,6 +11,7 @@ from bilagrid.ops import _checks, _index
 from bilagrid.ops._bank import to_bank
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
+from bilagrid.ops._vmap import one_by_one
 
 
 def total_variation(grid: Tensor, index: Tensor | None = None, *, sparse: bool = False) -> Tensor:
@@ -66,11 +67,7 @@ def _vmap(name: str) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Tensor, int]:
         operator = getattr(torch.ops.bilagrid, name).default
-        every = zip(
-            *([t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in zip(given, in_dims, strict=True)),
-            strict=True,
-        )
-        return torch.stack([operator(*one) for one in every]), 0
+        return torch.stack([operator(*one) for one in one_by_one(info.batch_size, in_dims, given)]), 0
 
     return rule
 
