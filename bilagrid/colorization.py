@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import number
 from bilagrid.editing import refuse_other_scales, within_range
 from bilagrid.filters import can_be_looked_at, refuse_too_large
 from bilagrid.lattice import Lattice
@@ -89,12 +90,12 @@ def colorize(
     batch, _, height, width = image.shape
     _checks.same("scribbles", scribbles, "(N, 3, H, W)", (batch, 3, height, width), "image")
     _checks.same("mask", mask, "(N, H, W)", (batch, height, width), "image")
-    if not 0 < _checks.number("smoothness", smoothness) < math.inf:
+    if not 0 < number("smoothness", smoothness) < math.inf:
         raise ValueError(f"smoothness must be a finite number above 0, got {smoothness}")
     refuse_other_scales(image=image)
     if sigma_space is None:
         sigma_space = max(max(height, width) / _NODES, 1.0)
-    sigma_space, sigma_color = _checks.number("sigma_space", sigma_space), _checks.number("sigma_color", sigma_color)
+    sigma_space, sigma_color = number("sigma_space", sigma_space), number("sigma_color", sigma_color)
     dtype = promoted(widened(image), widened(scribbles), widened(mask))
     guide = own_guide("image", image).to(dtype)
     lattice, _ = Lattice.from_sigma(sigma_space, sigma_color, (height, width), nodes_per_sigma=(1.0, 1.0, 1.0))

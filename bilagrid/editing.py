@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bilagrid._numbers import integer
+from bilagrid._numbers import integer, number, numbers
 from bilagrid.filters import bilateral_filter, can_be_looked_at, filter_lattice, refuse_too_large
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
@@ -83,17 +83,17 @@ def equalize_histogram(
     """
     _checks.tensors(image=image)
     _checks.rank("image", image, "(N, C, H, W)")
-    least, greatest = _checks.numbers("value_range", "(least, greatest)", value_range)
+    least, greatest = numbers("value_range", "(least, greatest)", value_range)
     if not -math.inf < least < greatest < math.inf:
         raise ValueError(f"value_range must be finite, (least, greatest) and not empty, got {value_range}")
     bins = integer("bins", bins)
     if bins < _LEAST_BINS:
         raise ValueError(f"bins must be at least {_LEAST_BINS}, got {bins}")
-    if clip_limit is not None and not (math.isfinite(_checks.number("clip_limit", clip_limit)) and clip_limit >= 0):
+    if clip_limit is not None and not (math.isfinite(number("clip_limit", clip_limit)) and clip_limit >= 0):
         raise ValueError(f"clip_limit must be a finite number, at least 0, or None, got {clip_limit}")
     if sigma_space is None:
         sigma_space = max(_WINDOW * max(image.shape[2:]), 1.0)
-    elif _checks.number("sigma_space", sigma_space) == math.inf:
+    elif number("sigma_space", sigma_space) == math.inf:
         sigma_space = _ENDLESS
 
     guide = own_guide("image", image)
@@ -168,7 +168,7 @@ def merge_flash(
             raise ValueError(f"{name} must have 1 or 3 channels, got {image.shape[1]}")
     _checks.same("no_flash", no_flash, "(N, C, H, W)", (len(flash), no_flash.shape[1], *flash.shape[2:]), "flash")
     for name, value in (("gamma", gamma), ("exposure", 1 if exposure is None else exposure)):
-        if not 0 < _checks.number(name, value) < math.inf:
+        if not 0 < number(name, value) < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
     refuse_other_scales(flash=flash, no_flash=no_flash)
     if sigma_space is None:

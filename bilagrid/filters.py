@@ -8,6 +8,7 @@ import os
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import number, numbers
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend, _checks
 from bilagrid.ops._bilinear import bilinear_
@@ -210,7 +211,7 @@ def tonemap(
     if radiance.shape[1] not in (1, 3):
         raise ValueError(f"radiance must have 1 or 3 channels, got {radiance.shape[1]}")
     for name, value, least in (("contrast", contrast, 1.0), ("gamma", gamma, 1e-3)):
-        if not (math.isfinite(_checks.number(name, value)) and value >= least):
+        if not (math.isfinite(number(name, value)) and value >= least):
             raise ValueError(f"{name} must be a finite number, at least {least:g}, got {value}")
     if sigma_space is None:
         sigma_space = max(0.02 * max(radiance.shape[2:]), 1.0)
@@ -264,21 +265,21 @@ def filter_lattice(
 ) -> tuple[Lattice, tuple[float, float, float]]:
     """The lattice that a filter uses, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
     least = math.sqrt(_TENT_VARIANCE)
-    along_z, along_y, along_x = _checks.numbers("nodes_per_sigma", "(z, y, x)", nodes_per_sigma)
+    along_z, along_y, along_x = numbers("nodes_per_sigma", "(z, y, x)", nodes_per_sigma)
     if not all(least <= nodes <= _LARGEST_DENSITY for nodes in (along_z, along_y, along_x)):
         raise ValueError(
             f"nodes_per_sigma must be from {least:.3f}, below which the tents alone blur by more than sigma, to {_LARGEST_DENSITY:.0f} each, "
             f"got {nodes_per_sigma}"
         )
-    sigma_space, sigma_color = _checks.number("sigma_space", sigma_space), _checks.number("sigma_color", sigma_color)
+    sigma_space, sigma_color = number("sigma_space", sigma_space), number("sigma_color", sigma_color)
     if guide_range is None:
         guide_range = measured_range("guide", guide)
-    low, high = _checks.numbers("guide_range", "(least, greatest)", guide_range)
+    low, high = numbers("guide_range", "(least, greatest)", guide_range)
     if 0 < sigma_color < high - low:
         along_z = max(along_z, _LEAST_CELLS * sigma_color / (high - low))
     finest = max(_LEAST_DENSITY, min(sigma_space / _LARGEST_CELL, _AMPLE_DENSITY))
     along = (along_z, max(along_y, finest), max(along_x, finest))
-    along_z, along_y, along_x = (_checks.number("nodes_per_sigma", nodes) for nodes in along)
+    along_z, along_y, along_x = (number("nodes_per_sigma", nodes) for nodes in along)
     density = along_z, along_y, along_x
     lattice, _ = Lattice.from_sigma(
         sigma_space, sigma_color, (guide.shape[1], guide.shape[2]), guide_range=(low, high), nodes_per_sigma=density

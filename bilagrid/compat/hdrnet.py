@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import number
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import widened
@@ -143,7 +144,7 @@ def _arguments(grid: Tensor, guide: Tensor, eps: float | None) -> tuple[Tensor, 
     _checks.rank("guide", guide, "(N, H, W)")
     _checks.same("guide", guide, "(N, H, W)", (grid.shape[0], *guide.shape[1:]), "grid")
     if eps is not None:
-        eps = float(_checks.number("eps", eps))
+        eps = float(number("eps", eps))
         if not (math.isfinite(eps) and 0 <= eps < 1):
             raise ValueError(f"eps must be at least 0 and less than 1, where every weight is 0, got {eps}")
     return grid.permute(0, 4, 3, 1, 2), guide, eps or None

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bilagrid._numbers import numbers
 from bilagrid.filters import filter_lattice, measured_range, refuse_too_large
 from bilagrid.ops import _checks
 from bilagrid.ops._dtypes import widened
@@ -208,7 +209,7 @@ def _blur(
     share = channels ** (0.0 if color_distance_type == "l1" else -0.5)
     guide = widened(guidance)[:, 0] if channels == 1 else share * widened(guidance).sum(1)
     if guide_range is not None:
-        least, greatest = _checks.numbers("guide_range", "(least, greatest)", guide_range)
+        least, greatest = numbers("guide_range", "(least, greatest)", guide_range)
         guide_range = channels * share * least, channels * share * greatest
         ranges = [guide_range]
     if isinstance(sigma_color, Tensor):
@@ -326,7 +327,7 @@ def _sigmas_space(sigma_space: Any, batch: int) -> list[tuple[float, float]]:
             raise ValueError("sigma_space must have no gradient, which the grid has not: pass sigma_space.detach()")
         pairs = [(y, x) for y, x in sigma_space.double().reshape(-1, 2).tolist()]
     else:
-        y, x = _checks.numbers("sigma_space", "(y, x)", sigma_space)
+        y, x = numbers("sigma_space", "(y, x)", sigma_space)
         pairs = [(y, x)]
     for pair in pairs:
         if not all(0 < sigma < math.inf for sigma in pair):

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bilagrid._numbers import number as number
-from bilagrid._numbers import numbers as numbers
 from bilagrid.lattice import Lattice
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bilagrid._numbers import number, numbers
 from bilagrid.ops import _checks
 from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid_as
@@ -41,10 +42,8 @@ def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
     """
     _checks.tensors(grid=grid)
     _checks.rank("grid", grid, "(N, C, D, Gh, Gw)")
-    if isinstance(sigma, (tuple, list)):
-        sigmas = _checks.numbers("sigma", "(z, y, x)", sigma)
-    else:
-        sigmas = (_checks.number("sigma", sigma),) * 3
+    every = sigma if isinstance(sigma, (tuple, list)) else (number("sigma", sigma),) * 3
+    sigmas = numbers("sigma", "(z, y, x)", every)
     if not all(0 <= s <= _LARGEST_SIGMA for s in sigmas):
         raise ValueError(f"sigma must be between 0 and {_LARGEST_SIGMA:.0f} nodes, got {sigma!r}")
     along_z, along_y, along_x = map(float, sigmas)
