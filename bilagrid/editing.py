@@ -205,7 +205,7 @@ def refuse_other_scales(**images: Tensor) -> None:
             or not can_be_looked_at(image)
         ):
             continue
-        least, greatest = _backend.extent(image.detach().flatten(0, 1))
+        least, greatest = _backend.aminmax(image.detach().flatten(0, 1))
         # False where a value is not finite.
         if least < -1 or greatest > 2:
             raise ValueError(

@@ -216,7 +216,7 @@ def tonemap(
     if sigma_space is None:
         sigma_space = max(0.02 * max(radiance.shape[2:]), 1.0)
     if radiance.numel() and not torch.compiler.is_compiling() and can_be_looked_at(radiance):
-        least, greatest = _backend.extent(radiance.detach().flatten(0, 1))
+        least, greatest = _backend.aminmax(radiance.detach().flatten(0, 1))
         if not (least >= 0 and math.isfinite(greatest)):
             raise ValueError(f"radiance must be finite and at least 0, got {least} to {greatest}")
     values = widened(radiance)
@@ -294,7 +294,7 @@ def measured_range(name: str, guide: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     if not can_be_looked_at(guide):
         raise ValueError(f"guide_range must be given where {name} cannot be looked at, as under vmap, got None")
-    least, greatest = _backend.extent(guide.detach())
+    least, greatest = _backend.aminmax(guide.detach())
     if not (math.isfinite(least) and math.isfinite(greatest)):
         raise ValueError(
             f"{name} must be finite for its range to be measured, got {least} to {greatest}; pass guide_range"

@@ -15,6 +15,8 @@ from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
+from bilagrid.cpu._vectors import FUSED, INDEX, alignment, broadcast, constant, fma, load, pick, pointer
+
 # Outputs of `apply_four`, and numbers that one pair of channels adds to a cell: two nodes each along x, z and y, two channels.
 LANES = 4
 CELL = 16
@@ -22,9 +24,6 @@ CELL = 16
 # What `weigh_rows` computes at a time: four registers of 16 numbers hide the latency of a multiply-add.
 _WIDTH = 16
 _REGISTERS = 4
-
-_FUSED = ("contract", "nsz")
-_INDEX = ir.IntType(32)
 
 
 @intrinsic
@@ -52,16 +51,16 @@ def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, abo
         table_, near_, far_, right_, above_, upper_, unit_ = arguments
         one = ir.Constant(context.get_data_type(real), 1)
         lane = range(8)
-        at_left, at_right = (_load(context, builder, signature.args[0], table_, k, 8) for k in (near_, far_))
-        difference = builder.fsub(at_right, at_left, flags=_FUSED)
-        mixed = _fma(builder, _spread(builder, right_, 8), difference, at_left)
+        at_left, at_right = (load(context, builder, signature.args[0], table_, k, 8) for k in (near_, far_))
+        difference = builder.fsub(at_right, at_left, flags=FUSED)
+        mixed = fma(builder, broadcast(builder, right_, 8), difference, at_left)
         by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in lane])
         by_yz = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in lane], by_y)
-        weighted = builder.fmul(by_yz, mixed, flags=_FUSED)
+        weighted = builder.fmul(by_yz, mixed, flags=FUSED)
         for half in (4, 2):
-            first, second = (_pick(builder, weighted, range(start, start + half)) for start in (0, half))
-            weighted = builder.fadd(first, second, flags=_FUSED)
-        lanes = [builder.extract_element(weighted, _INDEX(lane)) for lane in range(2)]
+            first, second = (pick(builder, weighted, range(start, start + half)) for start in (0, half))
+            weighted = builder.fadd(first, second, flags=FUSED)
+        lanes = [builder.extract_element(weighted, INDEX(lane)) for lane in range(2)]
         return context.make_tuple(builder, signature.return_type, lanes)
 
     return signature, codegen
@@ -93,20 +92,20 @@ def scatter_pairs(
         one = ir.Constant(context.get_data_type(real), 1)
         # Lanes (z, y, channel), once for x below and once for x above: no weight has to change its lane.
         half = range(CELL // 2)
-        by_x = [_spread(builder, weight, CELL // 2) for weight in (builder.fsub(one, right_), right_)]
+        by_x = [broadcast(builder, weight, CELL // 2) for weight in (builder.fsub(one, right_), right_)]
         by_y = _pair_of_weights(builder, above_, one, [k // 2 % 2 for k in half])
         by_z = _pair_of_weights(builder, upper_, unit_, [k // 4 for k in half])
         with cgutils.for_range(builder, pairs_) as loop:
             pair = builder.add(start_, builder.mul(loop.index, step_))
             cell = builder.add(place_, builder.mul(loop.index, ir.Constant(loop.index.type, CELL)))
-            value = _load(context, builder, signature.args[6], values_, pair, 2)
-            value = builder.fmul(by_y, _pick(builder, value, [k % 2 for k in half]), flags=_FUSED)
-            value = builder.fmul(by_z, value, flags=_FUSED)
+            value = load(context, builder, signature.args[6], values_, pair, 2)
+            value = builder.fmul(by_y, pick(builder, value, [k % 2 for k in half]), flags=FUSED)
+            value = builder.fmul(by_z, value, flags=FUSED)
             for x, weight in enumerate(by_x):
                 corners = builder.add(cell, ir.Constant(cell.type, x * CELL // 2))
-                address = _address(context, builder, signature.args[0], cells_, corners, CELL // 2)
-                before = builder.load(address, align=_alignment(context, real))
-                builder.store(_fma(builder, weight, value, before), address, align=_alignment(context, real))
+                address = pointer(context, builder, signature.args[0], cells_, corners, CELL // 2)
+                before = builder.load(address, align=alignment(context, real))
+                builder.store(fma(builder, weight, value, before), address, align=alignment(context, real))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -130,14 +129,14 @@ def close_node(
         total = None
         for number, corner in enumerate(corners):
             lanes = builder.add(corner, ir.Constant(corner.type, LANES * number))
-            part = _load(context, builder, signature.args[0], cells_, lanes, LANES)
-            total = part if total is None else builder.fadd(total, part, flags=_FUSED)
-        address = _address(context, builder, signature.args[4], lower_, place_, 2)
-        before = builder.load(address, align=_alignment(context, real))
-        after = builder.fadd(before, _pick(builder, total, [0, 1]), flags=_FUSED)
-        builder.store(after, address, align=_alignment(context, real))
-        address = _address(context, builder, signature.args[5], upper_, place_, 2)
-        builder.store(_pick(builder, total, [2, 3]), address, align=_alignment(context, real))
+            part = load(context, builder, signature.args[0], cells_, lanes, LANES)
+            total = part if total is None else builder.fadd(total, part, flags=FUSED)
+        address = pointer(context, builder, signature.args[4], lower_, place_, 2)
+        before = builder.load(address, align=alignment(context, real))
+        after = builder.fadd(before, pick(builder, total, [0, 1]), flags=FUSED)
+        builder.store(after, address, align=alignment(context, real))
+        address = pointer(context, builder, signature.args[5], upper_, place_, 2)
+        builder.store(pick(builder, total, [2, 3]), address, align=alignment(context, real))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -157,22 +156,22 @@ def weigh_rows(typingctx: Any, rows: Any, step: Any, taps: Any, first: Any, last
 
         def weigh(start: ir.Value, width: int, registers: int) -> None:
             vector = ir.VectorType(scalar, width)
-            zero = _constant(scalar, [0] * width)
+            zero = constant(scalar, [0] * width)
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(registers)]
             for total in sums:
                 builder.store(zero, total)
             with cgutils.for_range_slice(builder, first_, last_, ir.Constant(first_.type, 1), inc=True) as (k, _):
-                weight = _spread(builder, builder.load(builder.gep(weights, [k])), width)
+                weight = broadcast(builder, builder.load(builder.gep(weights, [k])), width)
                 here = builder.add(start, builder.mul(k, step_))
                 for number, total in enumerate(sums):
                     place = builder.add(here, ir.Constant(here.type, number * width))
-                    part = _load(context, builder, signature.args[0], rows_, place, width)
-                    builder.store(_fma(builder, weight, part, builder.load(total)), total)
+                    part = load(context, builder, signature.args[0], rows_, place, width)
+                    builder.store(fma(builder, weight, part, builder.load(total)), total)
             for number, total in enumerate(sums):
                 place = builder.add(start, ir.Constant(start.type, number * width))
-                address = _address(context, builder, signature.args[5], out_, place, width)
+                address = pointer(context, builder, signature.args[5], out_, place, width)
                 assert address.type.pointee == vector
-                builder.store(builder.load(total), address, align=_alignment(context, rows.dtype))
+                builder.store(builder.load(total), address, align=alignment(context, rows.dtype))
 
         with cgutils.for_range_slice(builder, ir.Constant(whole.type, 0), whole, block, inc=True) as (start, _):
             weigh(start, _WIDTH, _REGISTERS)
@@ -204,29 +203,29 @@ def extremes(typingctx: Any, line: Any, length: Any) -> Any:
 
         width = _WIDTH * 2
         rules = (lesser, greater, fault)
-        first = _spread(
+        first = broadcast(
             builder,
             builder.extract_element(
-                _load(context, builder, signature.args[0], line_, ir.Constant(length_.type, 0), 1), _INDEX(0)
+                load(context, builder, signature.args[0], line_, ir.Constant(length_.type, 0), 1), INDEX(0)
             ),
             width,
         )
-        found = [cgutils.alloca_once_value(builder, start) for start in (first, first, _constant(scalar, [0] * width))]
+        found = [cgutils.alloca_once_value(builder, start) for start in (first, first, constant(scalar, [0] * width))]
         step = ir.Constant(length_.type, width)
         whole = builder.sub(length_, builder.srem(length_, step))
         zero, one = ir.Constant(length_.type, 0), ir.Constant(length_.type, 1)
         with cgutils.for_range_slice(builder, zero, whole, step, inc=True) as (start, _):
-            value = _load(context, builder, signature.args[0], line_, start, width)
+            value = load(context, builder, signature.args[0], line_, start, width)
             for rule, place in zip(rules, found, strict=True):
                 builder.store(rule(value, builder.load(place)), place)
         results = []
         for rule, place in zip((*rules[:2], builder.fadd), found, strict=True):
             total = builder.load(place)
             for half in (16, 8, 4, 2, 1):
-                total = rule(*(_pick(builder, total, range(begin, begin + half)) for begin in (0, half)))
-            results.append(cgutils.alloca_once_value(builder, builder.extract_element(total, _INDEX(0))))
+                total = rule(*(pick(builder, total, range(begin, begin + half)) for begin in (0, half)))
+            results.append(cgutils.alloca_once_value(builder, builder.extract_element(total, INDEX(0))))
         with cgutils.for_range_slice(builder, whole, length_, one, inc=True) as (start, _):
-            value = builder.extract_element(_load(context, builder, signature.args[0], line_, start, 1), _INDEX(0))
+            value = builder.extract_element(load(context, builder, signature.args[0], line_, start, 1), INDEX(0))
             for rule, place in zip(rules, results, strict=True):
                 builder.store(rule(value, builder.load(place)), place)
         return context.make_tuple(builder, signature.return_type, [builder.load(place) for place in results])
@@ -248,22 +247,22 @@ def apply_four(
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         table_, corners_, weights_, pixels_, start_, terms_, out_, place_ = arguments
         table_type, pixels_type, out_type = signature.args[0], signature.args[3], signature.args[6]
-        zero = _constant(context.get_data_type(real), [0] * LANES)
+        zero = constant(context.get_data_type(real), [0] * LANES)
         starts = [builder.extract_value(corners_, k) for k in range(LANES)]
-        shares = [_spread(builder, builder.extract_value(weights_, k), LANES) for k in range(LANES)]
+        shares = [broadcast(builder, builder.extract_value(weights_, k), LANES) for k in range(LANES)]
         total = cgutils.alloca_once_value(builder, zero)
         builder.store(zero, total)
         with cgutils.for_range(builder, terms_) as loop:
             step = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             mixed = zero
             for corner, share in zip(starts, shares, strict=True):
-                value = _load(context, builder, table_type, table_, builder.add(corner, step), LANES)
-                mixed = _fma(builder, share, value, mixed)
-            value = _load(context, builder, pixels_type, pixels_, builder.add(start_, loop.index), 1)
-            value = _pick(builder, value, [0] * LANES)
-            builder.store(_fma(builder, mixed, value, builder.load(total)), total)
-        address = _address(context, builder, out_type, out_, place_, LANES)
-        builder.store(builder.load(total), address, align=_alignment(context, real))
+                value = load(context, builder, table_type, table_, builder.add(corner, step), LANES)
+                mixed = fma(builder, share, value, mixed)
+            value = load(context, builder, pixels_type, pixels_, builder.add(start_, loop.index), 1)
+            value = pick(builder, value, [0] * LANES)
+            builder.store(fma(builder, mixed, value, builder.load(total)), total)
+        address = pointer(context, builder, out_type, out_, place_, LANES)
+        builder.store(builder.load(total), address, align=alignment(context, real))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -273,47 +272,9 @@ def _pair_of_weights(
     builder: ir.IRBuilder, upper: ir.Value, unit: ir.Value, sides: Sequence[int], by: ir.Value | None = None
 ) -> ir.Value:
     """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1, times ``by``: a multiply-add by constants, where selecting would take shuffles."""
-    signs: ir.Value = _constant(upper.type, [2 * side - 1 for side in sides])
-    is_lower = _constant(upper.type, [1 - side for side in sides])
-    start = builder.fmul(_spread(builder, unit, len(sides)), is_lower, flags=_FUSED)
+    signs: ir.Value = constant(upper.type, [2 * side - 1 for side in sides])
+    is_lower = constant(upper.type, [1 - side for side in sides])
+    start = builder.fmul(broadcast(builder, unit, len(sides)), is_lower, flags=FUSED)
     if by is not None:
-        signs, start = (builder.fmul(part, by, flags=_FUSED) for part in (signs, start))
-    return _fma(builder, _spread(builder, upper, len(sides)), signs, start)
-
-
-def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
-
-
-def _constant(scalar: ir.Type, values: Sequence[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(scalar, len(values)), [ir.Constant(scalar, value) for value in values])
-
-
-def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: Sequence[int]) -> ir.Value:
-    mask = ir.Constant(ir.VectorType(_INDEX, len(lanes)), [_INDEX(lane) for lane in lanes])
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
-
-
-def _spread(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    first = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-    return _pick(builder, builder.insert_element(first, value, _INDEX(0)), [0] * lanes)
-
-
-def _alignment(context: Any, real: Any) -> int:
-    return context.get_abi_sizeof(context.get_data_type(real))
-
-
-def _address(
-    context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value, lanes: int
-) -> ir.Value:
-    """Where some elements of a contiguous array begin, as a pointer to a vector of them."""
-    data = context.make_array(array_type)(context, builder, array).data
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), lanes)
-    return builder.bitcast(builder.gep(data, [offset]), vector.as_pointer())
-
-
-def _load(
-    context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value, lanes: int
-) -> ir.Value:
-    address = _address(context, builder, array_type, array, offset, lanes)
-    return builder.load(address, align=_alignment(context, array_type.dtype))
+        signs, start = (builder.fmul(part, by, flags=FUSED) for part in (signs, start))
+    return fma(builder, broadcast(builder, upper, len(sides)), signs, start)

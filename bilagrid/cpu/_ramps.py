@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bilagrid.cpu._lanes import _address, _alignment, _constant, _fma, _load, _spread
+from bilagrid.cpu._vectors import FUSED, alignment, broadcast, constant, fma, load, pointer
 
 # Lanes of a register, in which sums are kept apart until the end, and pixels that are gone through at once: four registers hide the latency of a sum.
 WIDTH = 16
@@ -40,7 +40,7 @@ def add_ramps(typingctx: Any, line: Any, shifts: Any, weights: Any, first: Any, 
                 for total, value in zip(sums, values, strict=True):
                     over = builder.fsub(value, shift)
                     ramp = builder.select(builder.fcmp_ordered("<", over, memory.zero), memory.zero, over)
-                    builder.store(_fma(builder, weight, ramp, builder.load(total)), total)
+                    builder.store(fma(builder, weight, ramp, builder.load(total)), total)
             memory.write(5, out_, start, [builder.load(total) for total in sums])
 
         memory.over_blocks(0, line_, block)
@@ -80,7 +80,7 @@ def add_ramps_bwd(
                     step = builder.fcmp_ordered(">", over, memory.zero)
                     builder.store(memory.add(builder.load(total), builder.select(step, weight, memory.zero)), total)
                     steps = memory.add(steps, builder.select(step, grad, memory.zero))
-                    ramps = _fma(builder, grad, builder.select(step, over, memory.zero), ramps)
+                    ramps = fma(builder, grad, builder.select(step, over, memory.zero), ramps)
                 memory.write(7, sums_, place, [steps, ramps])
             memory.write(6, slope_, start, [builder.load(total) for total in slopes])
 
@@ -102,7 +102,7 @@ def add_products(typingctx: Any, a: Any, b: Any, sums: Any, place: Any) -> Any:
         def block(start: ir.Value) -> None:
             (total,) = memory.read(2, sums_, place_, 1)
             for value, other in zip(memory.read(0, a_, start), memory.read(1, b_, start), strict=True):
-                total = _fma(builder, value, other, total)
+                total = fma(builder, value, other, total)
             memory.write(2, sums_, place_, [total])
 
         memory.over_blocks(0, a_, block)
@@ -117,7 +117,7 @@ class _Memory:
     def __init__(self, context: Any, builder: ir.IRBuilder, kinds: Any) -> None:
         self._context, self._builder, self._kinds = context, builder, kinds
         self._real = kinds[0].dtype
-        self.zero = _constant(context.get_data_type(self._real), [0] * WIDTH)
+        self.zero = constant(context.get_data_type(self._real), [0] * WIDTH)
 
     def over_blocks(self, number: int, line: ir.Value, block: Callable[[ir.Value], None]) -> None:
         """Emits ``block`` in a loop over the line's blocks."""
@@ -129,18 +129,18 @@ class _Memory:
 
     def read(self, number: int, array: ir.Value, start: ir.Value, registers: int = _REGISTERS) -> list[ir.Value]:
         places = [self._builder.add(start, ir.Constant(start.type, r * WIDTH)) for r in range(registers)]
-        return [_load(self._context, self._builder, self._kinds[number], array, place, WIDTH) for place in places]
+        return [load(self._context, self._builder, self._kinds[number], array, place, WIDTH) for place in places]
 
     def write(self, number: int, array: ir.Value, start: ir.Value, registers: list[ir.Value]) -> None:
         for r, register in enumerate(registers):
             place = self._builder.add(start, ir.Constant(start.type, r * WIDTH))
-            address = _address(self._context, self._builder, self._kinds[number], array, place, WIDTH)
-            self._builder.store(register, address, align=_alignment(self._context, self._real))
+            address = pointer(self._context, self._builder, self._kinds[number], array, place, WIDTH)
+            self._builder.store(register, address, align=alignment(self._context, self._real))
 
     def spread(self, number: int, array: ir.Value, place: ir.Value) -> ir.Value:
         """One number in all lanes."""
-        value = _load(self._context, self._builder, self._kinds[number], array, place, 1)
-        return _spread(self._builder, self._builder.extract_element(value, ir.Constant(ir.IntType(32), 0)), WIDTH)
+        value = load(self._context, self._builder, self._kinds[number], array, place, 1)
+        return broadcast(self._builder, self._builder.extract_element(value, ir.Constant(ir.IntType(32), 0)), WIDTH)
 
     def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self._builder.fadd(a, b, flags=("contract", "nsz"))
+        return self._builder.fadd(a, b, flags=FUSED)

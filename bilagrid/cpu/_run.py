@@ -22,12 +22,13 @@ import numba
 import numpy as np
 import torch
 
+from bilagrid.cpu._vectors import FUSED
+
 # Below this many multiply-adds the hand-over to other threads costs more than it saves.
 _SERIAL_WORK = 200_000
 _CHUNKS_PER_THREAD = 16
 
-# Fused multiply-add and the sign of zero only: NaN and infinity keep their meaning, sums keep their order.
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": set(FUSED), "error_model": "numpy"}
 
 helper = numba.njit(**_OPTIONS)
 

@@ -80,12 +80,12 @@ def _found(backend: str, module: str, function: str) -> Callable[..., Any]:
     return getattr(found, function)
 
 
-def extent(guide: Tensor) -> tuple[float, float]:
-    """The least and the greatest value of a guide ``(N, H, W)``; not finite where a value is not.
+def aminmax(guide: Tensor) -> tuple[float, float]:
+    """The least and the greatest value of a guide ``(N, H, W)``, as Python numbers; not finite where a value is not.
 
-    On the CPU by a loop of our own: torch's threads would go on spinning afterwards, on the cores that the next operator needs.
+    On the CPU by a loop of our own: after an operator of torch its threads spin for a while, on the cores that the next operator needs.
     """
     if guide.device.type == "cpu" and _cpu_backend == "cpu" and is_plain(guide):
-        return launcher("_extent", "extent", "cpu")(guide)
+        return launcher("_aminmax", "aminmax", "cpu")(guide)
     least, greatest = torch.stack(guide.aminmax()).tolist()
     return least, greatest

@@ -10,8 +10,8 @@ from bilagrid.cpu._lanes import extremes
 from bilagrid.cpu._run import Kernel
 
 
-def _extent_kernel(start, stop, guide, least, greatest):
-    """``least[item]`` and ``greatest[item]`` of a row ``(n, i)``, NaN where a number is not finite."""
+def _aminmax_kernel(start, stop, guide, least, greatest):
+    """``least[item]`` and ``greatest[item]``, NaN where a value is not finite; a row ``(n, i)`` an item."""
     height, width = guide.shape[1:]
     scratch = np.empty(width, guide.dtype)
     for item in range(start, stop):
@@ -20,12 +20,12 @@ def _extent_kernel(start, stop, guide, least, greatest):
         least[item], greatest[item] = low + fault, high + fault
 
 
-_extent = Kernel(_extent_kernel)
+_aminmax = Kernel(_aminmax_kernel)
 
 
-def extent(guide: Tensor) -> tuple[float, float]:
-    """Least and greatest; NaN where a value is not finite."""
+def aminmax(guide: Tensor) -> tuple[float, float]:
+    """The least and the greatest value; both NaN where any is not finite."""
     values = array(guide, compute_type(guide))
     found = np.empty((2, guide.shape[0] * guide.shape[1]), values.dtype)
-    _extent(found.shape[1], values.size, values, *found)
+    _aminmax(found.shape[1], values.size, values, *found)
     return float(found[0].min()), float(found[1].max())
