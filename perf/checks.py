@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from perf import cases
+from perf import cases, problems
 from perf.cases import Case, Problem
 
 # Rows of the image, and grids of many, that are checked. The width is that of the image that is timed, because it decides which kernels run.
@@ -31,7 +31,7 @@ class WrongResultError(Exception):
 def check(case: Case, device: torch.device, *, kind: str = cases.CELL_CENTERED) -> None:
     """Compares output and gradients with the reference's, in the case's own width and a few rows; raises `WrongResultError` where they differ."""
     rows = min(case.image[0], _CHECKED_ROWS)
-    small = cases.problem(replace(case, image=(rows, case.image[1])), device, kind=kind)
+    small = problems.problem(replace(case, image=(rows, case.image[1])), device, kind=kind)
     small = replace(small, tensors={name: tensor[:_CHECKED_BATCH] for name, tensor in small.tensors.items()})
     exact = replace(
         small, tensors={name: tensor.double() for name, tensor in small.tensors.items()}, run=small.reference

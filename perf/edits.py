@@ -1,4 +1,4 @@
-"""Cases of what the operators are composed to: fits, upsampling by them, tone mapping and edits, each with its inputs and its reference."""
+"""Problems of what is composed of the operators: fits, upsampling by them, tone mapping and edits, each with its inputs and its reference."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import bilagrid
 from bilagrid import Lattice
 from bilagrid.filters import filter_lattice
 from perf import costs, edit_references
-from perf.cases import Case, GridSpec, Problem, Tensors
+from perf.cases import LOW, Case, GridSpec, Problem, Tensors
 from perf.inputs import Draw, picture
 
-_LOW = 4  # pixels of the large image to one of the small, an axis
 _DECADES = 4  # of the scene that is tone mapped
 
 
@@ -48,7 +47,7 @@ def _fit(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
 
 def _guided_upsample(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
     image = picture(case.guide, *case.image, draw.device)
-    small = (max(case.image[0] // _LOW, 1), max(case.image[1] // _LOW, 1))
+    small = (max(case.image[0] // LOW, 1), max(case.image[1] // LOW, 1))
     low, lattice = interpolate(image, size=small, mode="area"), spec.lattice(small)
     given = {"image_high": image, "image_low": low, "target_low": _edited(low)}
     tensors = {name: tensor.to(dtype) for name, tensor in given.items()}
@@ -114,7 +113,7 @@ _merge_flash = _alone(
     guide_range=(0.0, 1.0),
 )
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[[Case, GridSpec, Draw, torch.dtype], Problem]] = {
     "fit": _fit,
     "guided_upsample": _guided_upsample,
     "tonemap": _tonemap,

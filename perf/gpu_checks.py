@@ -14,7 +14,7 @@ from torch import Tensor
 import bilagrid
 from bilagrid import Lattice
 from bilagrid.commands import Refusal
-from perf import arguments, cases, checks, timing
+from perf import arguments, cases, checks, problems, timing
 from perf.cases import Case, GridSpec, Problem, Tensors
 from perf.inputs import Draw
 
@@ -49,7 +49,7 @@ def _every(
     specs = [GridSpec.parse(name) for name in grids]
     operators = [name for name in cases.OPERATORS if name not in cases.EDITS or name in edits]
     for case in cases.cases(operators, ("backward",), images, dtypes, specs, ("random",)):
-        yield case, cases.problem(case, device)
+        yield case, problems.problem(case, device)
 
 
 def _outcome(problem: Problem, grad: Tensor | None = None) -> list[Tensor]:
@@ -216,7 +216,7 @@ def _profiled(device: torch.device) -> Iterator[tuple[str, Callable[[], object]]
     ):
         for direction in cases.DIRECTIONS:
             case = Case(operator, direction, guide, "float32", _PROFILED, grid)
-            yield str(case), cases.work(case, cases.problem(case, device))
+            yield str(case), cases.work(case, problems.problem(case, device))
 
 
 def profile(device: torch.device) -> None:

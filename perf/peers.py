@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from perf import arguments, cases, checks, rows, timing
+from perf import arguments, cases, checks, problems, rows, timing
 from perf.adapters import PEERS, Peer
 from perf.arguments import Device, Out, Resolutions, Threads
 from perf.cases import BOTH, Case, Problem
@@ -46,7 +46,7 @@ class Comparison:
 
     def problem(self, device: torch.device) -> Problem:
         """The case's, the image lying as the peers have it where that is (H, W, 3): no one has to copy it."""
-        problem = cases.problem(self.case, device, kind=self.kind)
+        problem = problems.problem(self.case, device, kind=self.kind)
         if self.case.operator != "slice_apply_luma":
             return problem
         image = problem.tensors["image"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -129,10 +129,10 @@ class Session:
 
     def _time(self, comparison: Comparison, direction: str, ours: Problem, peers: dict[Peer, Problem]) -> None:
         case = replace(comparison.case, direction=direction)
-        problems = {comparison.ours: ours} | {peer.name: theirs for peer, theirs in peers.items()}
+        implementations = {comparison.ours: ours} | {peer.name: theirs for peer, theirs in peers.items()}
         works = {
             name: cases.step(problem) if direction == BOTH else cases.work(case, problem)
-            for name, problem in problems.items()
+            for name, problem in implementations.items()
         }
         times = timing.take_turns(works, self.device, self.repeats)
         moved = cases.cost(case, ours.sizes).bytes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from perf import cases, rows, timing
+from perf import problems, rows, timing
 from perf.cases import Case, Problem
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ GPUS = {
 def row(case: Case, name: str) -> rows.Row:
     """The case's predicted time on the GPU of that name."""
     gpu = GPUS[name]
-    problem = cases.problem(case, torch.device("cpu"))
+    problem = problems.problem(case, torch.device("cpu"))
     launches, outside = _record(case, problem, gpu.target)
     seconds = sum(
         max(moved / gpu.bandwidth, _warp_instructions(launch, gpu.target) / gpu.issue_rate)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 
 from bilagrid.commands import Refusal
-from perf import arguments, cases, checks, plots, predict, rows, timing
+from perf import arguments, cases, checks, plots, predict, problems, rows, timing
 from perf.arguments import Device, Out, Resolutions, Threads, argument
 from perf.cases import Case, GridSpec
 from perf.inputs import GUIDES
@@ -89,7 +89,7 @@ def _progress(todo: list[Case], verb: str) -> Iterable[Case]:
 def time_case(case: Case, machine: Machine, device: torch.device, *, seconds: float) -> Row:
     """Checks the case, then times it; raises `checks.WrongResultError` before anything is timed."""
     checks.check(case, device)
-    problem = cases.problem(case, device)
+    problem = problems.problem(case, device)
     times = timing.measure(cases.work(case, problem), device, seconds=seconds, repeats=_LEAST_REPEATS)
     return rows.row_of(case, problem, machine, rows.OURS, times)
 

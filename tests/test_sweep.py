@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bilagrid
-from perf import cases, checks, costs, plots, rows, sweep, timing
+from perf import cases, checks, costs, plots, problems, rows, sweep, timing
 from perf.cases import Case, GridSpec
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
@@ -417,7 +417,7 @@ def test_a_prediction_counts_what_must_come_from_memory() -> None:
     size = (1080, 1920)
     for direction, bytes_a_pixel in (("forward", 28), ("backward", 44)):
         case = Case("slice_apply", direction, "random", "float32", size, "16x16x8")
-        problem = cases.problem(case, CPU)
+        problem = problems.problem(case, CPU)
         launches, outside = predict._record(case, problem, "sm_90")
         assert "_reduce_columns_kernel" in {launch.kernel.__name__ for launch in launches} or direction == "forward"
         moved = predict._bytes(launches, outside, cache=1e12)
@@ -425,6 +425,6 @@ def test_a_prediction_counts_what_must_come_from_memory() -> None:
         assert sum(moved) >= bytes_a_pixel * math.prod(size)
 
     case = Case("slice_apply_bank", "forward", "random", "float32", size, "16x16x8")
-    launches, outside = predict._record(case, cases.problem(case, CPU), "sm_90")
+    launches, outside = predict._record(case, problems.problem(case, CPU), "sm_90")
     moved = predict._bytes(launches, outside, cache=1e12)
     assert sum(moved) == pytest.approx(28 * math.prod(size), rel=1e-2), "of a bank of 256 grids one is read"
