@@ -19,7 +19,7 @@ try:
     import bilagrid
     from bilagrid import demonstration, edit_commands, images
     from bilagrid.filters import filter_lattice
-    from bilagrid.pictures import array, check_positive, each, extent, luma, tensor
+    from bilagrid.pictures import array, check_positive, dimensions, each, luma, tensor
 except ImportError:
     _pip = 'python -m pip install -c constraints.txt -e ".[images]"'
     print(f"bilagrid: the command line needs OpenImageIO, tyro and tqdm: {_pip}", file=sys.stderr)
@@ -78,7 +78,9 @@ def filter_(
 
     def smooth(source: Path, picture: images.Picture) -> np.ndarray:
         if guide_picture is not None and guide_picture.size != picture.size:
-            raise Refusal(f"{guide}: is {extent(guide_picture)}, must be as large as {source}, {extent(picture)}")
+            raise Refusal(
+                f"{guide}: is {dimensions(guide_picture.size)}, must be as large as {source}, {dimensions(picture.size)}"
+            )
         return _smooth(picture, guide_picture, sigma_space, sigma_color)
 
     read_too = [guide] if guide else []
@@ -142,13 +144,17 @@ def upsample(
     large, small, edited = (images.read(source) for source in sources)
     images.check_target(out, edited.spec, has_alpha=large.alpha is not None)
     if small.size != edited.size:
-        raise Refusal(f"LOW_OUT must be as large as LOW_IN, {extent(small)}, got {extent(edited)}")
+        raise Refusal(f"LOW_OUT must be as large as LOW_IN, {dimensions(small.size)}, got {dimensions(edited.size)}")
     if any(low > full for low, full in zip(small.size, large.size, strict=True)):
-        raise Refusal(f"HIGH must be at least as large as LOW_IN, {extent(small)}, got {extent(large)}")
+        raise Refusal(
+            f"HIGH must be at least as large as LOW_IN, {dimensions(small.size)}, got {dimensions(large.size)}"
+        )
     ratios = [full / low for low, full in zip(small.size, large.size, strict=True)]
     # Shrinking rounds each side to whole pixels, by at most one.
     if abs(ratios[0] - ratios[1]) * min(small.size) > max(ratios) + 1e-6:
-        raise Refusal(f"LOW_IN must have the proportions of HIGH, {extent(large)}, got {extent(small)}")
+        raise Refusal(
+            f"LOW_IN must have the proportions of HIGH, {dimensions(large.size)}, got {dimensions(small.size)}"
+        )
     if method == "bgu":
         full, low, done = (tensor(picture.pixels) for picture in (large, small, edited))
         if full.shape[1] != low.shape[1]:
@@ -207,8 +213,7 @@ def tonemap(
             raise Refusal(f"{name} must be a number, at least {least:g}, got {value:g}")
     if len(paths) < 2:
         raise Refusal(f"OUT is missing: tonemap {paths[0]} OUT" if paths else "IN and OUT are missing: tonemap IN OUT")
-    sources = (*images.RADIANCE, ".tif", ".tiff")
-    jobs = commands.jobs(paths[:-1], paths[-1], sources, images.PICTURES)
+    jobs = commands.jobs(paths[:-1], paths[-1], images.FLOATS, images.PICTURES)
     refuse_same([source for source, _ in jobs], [target for _, target in jobs])
     todo = unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
 
@@ -216,7 +221,7 @@ def tonemap(
         radiance = images.read(source)
         if radiance.dtype != np.float32:
             raise Refusal(
-                f"{source}: is a picture of {radiance.dtype} already, expected float radiance: {' '.join(sources)}"
+                f"{source}: is a picture of {radiance.dtype} already, expected float radiance: {' '.join(images.FLOATS)}"
             )
         result = bilagrid.tonemap(
             tensor(np.maximum(radiance.values, 0)),
@@ -225,7 +230,7 @@ def tonemap(
             sigma_color=sigma_color,
             gamma=gamma,
         )
-        picture = images.developed(array(result), radiance, 16 if target.suffix.lower() in (".tif", ".tiff") else 8)
+        picture = images.developed(array(result), radiance, target)
         images.check_target(target, picture.spec)
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, picture.values, picture, alpha=picture.alpha)

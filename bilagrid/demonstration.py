@@ -10,6 +10,7 @@ import numpy as np
 
 from bilagrid import images
 from bilagrid.commands import Refusal, unwritten
+from bilagrid.pictures import dimensions
 
 _BAND, _GAP = 28, 8
 
@@ -42,9 +43,8 @@ def before_after(
     again = time.perf_counter() - began
     images.write(target, result, picture)
     images.write(comparison, sheet([[("before", picture.pixels), ("after", images.scaled(result))]]), picture)
-    height, width = picture.size
     facts = {
-        "picture": f"{width}x{height}, {source.name} from scikit-image",
+        "picture": f"{dimensions(picture.size)}, {source.name} from scikit-image",
         **facts,
         "time": f"{again * 1e3:.0f} ms; the first call, which loads or compiles the kernels, {first:.1f} s",
     }

@@ -12,7 +12,7 @@ import tyro
 import bilagrid
 from bilagrid import commands, demonstration, images, pictures
 from bilagrid.commands import Refusal
-from bilagrid.pictures import array, extent, tensor
+from bilagrid.pictures import array, dimensions, tensor
 
 _Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IN ... OUT]")]
 _Gray = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GRAY")]
@@ -197,7 +197,9 @@ def _read_alike(sources: list[Path], names: list[str], out: Path, overwrite: boo
     for source, name, picture in zip(sources, names, read, strict=False):
         pictures.refuse_radiance(source, picture)
         if picture.size != read[0].size:
-            raise Refusal(f"{name} must be as large as {names[0]}, {extent(read[0])}, got {extent(picture)}")
+            raise Refusal(
+                f"{name} must be as large as {names[0]}, {dimensions(read[0].size)}, got {dimensions(picture.size)}"
+            )
     return read
 
 

@@ -25,19 +25,16 @@ except ImportError as error:
     ) from error
 
 RADIANCE = (".hdr", ".exr")
-PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-SUFFIXES = (*PICTURES, *RADIANCE)
+_TIFF = (".tif", ".tiff")
 _JPEG = (".jpg", ".jpeg")
+PICTURES = (".png", *_TIFF, *_JPEG)
+SUFFIXES = (*PICTURES, *RADIANCE)
+# What can hold floats.
+FLOATS = (*RADIANCE, *_TIFF)
 _JPEG_QUALITY = 95
-_FORMATS = {
-    ".png": "png",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".hdr": "hdr",
-    ".exr": "openexr",
-}
+_FORMATS = (
+    {".png": "png", ".hdr": "hdr", ".exr": "openexr"} | dict.fromkeys(_TIFF, "tiff") | dict.fromkeys(_JPEG, "jpeg")
+)
 # Written back and forth, or without a mark at the end, by writers that do not say when the end is missing: so they are read again.
 _READ_AGAIN = ("tiff", "openexr", "hdr")
 # The channels that are a picture's among all that OpenEXR can hold.
@@ -95,7 +92,7 @@ def probe(path: Path) -> Any:
     file = _open(path)
     try:
         spec = file.spec()
-        if path.suffix.lower() in (".tif", ".tiff", ".exr") and file.seek_subimage(1, 0):
+        if path.suffix.lower() in (*_TIFF, ".exr") and file.seek_subimage(1, 0):
             raise ImageError(f"{path}: has several pages, only single pictures are read")
     finally:
         file.close()
@@ -167,7 +164,7 @@ def check_target(path: Path, spec: Any, *, has_alpha: bool | None = None) -> Non
     if suffix == ".hdr" and has_alpha:
         raise ImageError(f"{path}: Radiance has no alpha channel, choose .exr or .tif")
     floating = str(spec.format) in ("half", "float")
-    if floating and suffix not in (".tif", ".tiff", *RADIANCE):
+    if floating and suffix not in FLOATS:
         raise ImageError(
             f"{path}: float values fit .tif, .exr and .hdr; to make a picture of them: python -m bilagrid tonemap IN {path.name}"
         )
@@ -206,9 +203,9 @@ def plain(pixels: np.ndarray) -> Picture:
     return Picture(quantised(pixels, np.dtype(np.uint8)), None, oiio.ImageSpec(width, height, channels, "uint8"))
 
 
-def developed(pixels: np.ndarray, radiance: Picture, bits: int) -> Picture:
-    """What was made of a radiance to be looked at: 8 or 16 bits, with its alpha and metadata but for its space of colours."""
-    dtype = np.dtype(f"uint{bits}")
+def developed(pixels: np.ndarray, radiance: Picture, path: Path) -> Picture:
+    """What was made of a radiance to be looked at, for a file of this name: 16 bits in TIFF, else 8; alpha and metadata are the radiance's, but for its space of colours."""
+    dtype = np.dtype(np.uint16 if path.suffix.lower() in _TIFF else np.uint8)
     return Picture(quantised(pixels, dtype), radiance.alpha, _of_other_light(radiance.spec, str(dtype)))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilagrid import commands, images
 from bilagrid.commands import Refusal
+from bilagrid.ops._luma import own_guide
 
 
 def tensor(pixels: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
@@ -25,17 +26,20 @@ def array(values: Tensor) -> np.ndarray:
 
 
 def luma(picture: images.Picture) -> Tensor:
-    """BT.601, as the filters compute it: (1, H, W)."""
-    values = tensor(picture.pixels)
-    if values.shape[1] == 1:
-        return values[:, 0]
-    return values.mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    """``(1, H, W)``: a gray picture itself, else its BT.601 luma, the filters' own guide."""
+    return own_guide("picture", tensor(picture.pixels))
 
 
-def extent(picture: images.Picture) -> str:
-    """``WIDTHxHEIGHT``."""
-    height, width = picture.size
-    return f"{width}x{height}"
+def upright_size(path: Path) -> tuple[int, int]:
+    """``(H, W)`` of a picture as `images.read` gives it, from its header alone."""
+    spec = images.probe(path)
+    is_turned = spec.get_int_attribute("Orientation", 1) >= 5
+    return (spec.width, spec.height) if is_turned else (spec.height, spec.width)
+
+
+def dimensions(size: tuple[int, int]) -> str:
+    """``WIDTHxHEIGHT`` of a size ``(H, W)``."""
+    return f"{size[1]}x{size[0]}"
 
 
 def check_positive(**options: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,11 @@ def test_nothing_is_unpickled() -> None:
         assert not {m for m in imports(path) if m.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib")}, path
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"), path
+
+
+def test_nets_and_operators_agree_on_luma() -> None:
+    """Nets may not import the operators' own table, so they have one."""
+    tables = (ROOT / "nets" / "luma.py", ROOT / "bilagrid" / "ops" / "_luma.py")
+    nets, operators = (re.findall(r"^LUMA = (.+)$", path.read_text(), re.MULTILINE) for path in tables)
+    assert len(nets) == 1
+    assert nets == operators

@@ -109,9 +109,10 @@ def test_radiance_made_of_photographs_is_not_said_to_be_srgb(tmp_path):
     _, spec = load(tmp_path / "out.tif")
     assert spec.get_int_attribute("Exif:ColorSpace") == 65535
     assert "srgb" not in spec.get_string_attribute("oiio:ColorSpace")
-    shown = images.developed(radiance.values, radiance, 8)
-    images.write(tmp_path / "shown.jpg", shown.values, shown)
-    assert load(tmp_path / "shown.jpg")[1].get_int_attribute("Exif:ColorSpace") != 65535
+    path = tmp_path / "shown.jpg"
+    shown = images.developed(radiance.values, radiance, path)
+    images.write(path, shown.values, shown)
+    assert load(path)[1].get_int_attribute("Exif:ColorSpace") != 65535
 
 
 @pytest.mark.parametrize("kind", ["uint16", "float"])

@@ -14,9 +14,8 @@ import bilagrid
 from bilagrid import Lattice
 from nets.deghost.model import DeghostNet, check
 from nets.deghost.radiance import GAMMA, MU, compressed, expanded, linearised
+from nets.luma import LUMA
 from nets.weights import Network
-
-_LUMA = (0.299, 0.587, 0.114)
 
 # Shares of the exposures in the guide before it is trained: the middle one above all, and the others where it is black or white.
 _GUIDE = (0.2, 0.6, 0.2)
@@ -77,7 +76,7 @@ class BilateralDeghost(Network):
             self.guide.bias.zero_()  # type: ignore[union-attr]
             self.guide.weight.zero_()
             for exposure, share in enumerate(_GUIDE):
-                for channel, weight in enumerate(_LUMA):
+                for channel, weight in enumerate(LUMA):
                     self.guide.weight[0, 6 * exposure + 3 + channel] = share * weight
 
     def forward(self, ldr: Tensor, ev: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bilagrid import images
 from bilagrid.commands import Refusal, count
+from bilagrid.pictures import dimensions
 
 # Beside the photographs, one value each in the order of their names.
 _TIMES_FILES = ("exposure.txt", "input_exp.txt", "ev.txt")
@@ -20,7 +21,7 @@ _FEWEST, _MOST = 2, 7
 _APART = 0.1  # stops; nearer exposures count as equal
 FARTHEST = 30.0  # stops from the first to the last
 _STEP = 0.9  # stops from the middle to a neighbour that adds something, if there is one
-_WELL = (0.1, 0.9)  # encoded values that count as well exposed
+WELL_EXPOSED = (0.1, 0.9)  # encoded values between which a pixel counts as well exposed
 _USEFUL = 0.01  # share of well-exposed pixels, at the least
 
 
@@ -108,7 +109,7 @@ def _middle(ldr: np.ndarray) -> int:
 def _well_exposed(ldr: np.ndarray) -> np.ndarray:
     """The share of well-exposed pixels of each photograph."""
     green = ldr[:, ::2, ::2, 1]
-    return ((green > _WELL[0]) & (green < _WELL[1])).mean((1, 2))
+    return ((green > WELL_EXPOSED[0]) & (green < WELL_EXPOSED[1])).mean((1, 2))
 
 
 def _check_picture(path: Path, picture: images.Picture, first_path: Path, first: images.Picture) -> None:
@@ -117,8 +118,9 @@ def _check_picture(path: Path, picture: images.Picture, first_path: Path, first:
     if picture.alpha is not None:
         raise Refusal(f"{path}: has transparent pixels, a photograph without was expected")
     if picture.size != first.size:
-        extents = [f"{width}x{height}" for height, width in (picture.size, first.size)]
-        raise Refusal(f"{path}: is {extents[0]}, must be as large as {first_path}, {extents[1]}")
+        raise Refusal(
+            f"{path}: is {dimensions(picture.size)}, must be as large as {first_path}, {dimensions(first.size)}"
+        )
 
 
 def _check_exposed(paths: Sequence[Path], ldr: np.ndarray, ev: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from bilagrid import images
 from bilagrid.commands import Refusal, count
+from bilagrid.pictures import dimensions, upright_size
 from nets.deghost import align as alignment
 from nets.deghost.bracket import FARTHEST
 from nets.deghost.radiance import GAMMA
@@ -125,7 +126,9 @@ class Scene:
         first, *others = ((path, _size(path)) for path in (*self.frames, self.truth))
         for path, size in others:
             if size != first[1]:
-                raise Refusal(f"{path}: must be as large as {first[0].name}, {_extent(first[1])}, is {_extent(size)}")
+                raise Refusal(
+                    f"{path}: must be as large as {first[0].name}, {dimensions(first[1])}, is {dimensions(size)}"
+                )
         return first[1]
 
     def load(self) -> Bracket:
@@ -311,9 +314,7 @@ def _colour(path: Path) -> np.ndarray:
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) from the header."""
     if path.suffix.lower() in images.SUFFIXES:
-        spec = images.probe(path)
-        turned = spec.get_int_attribute("Orientation", 1) >= 5
-        return (spec.width, spec.height) if turned else (spec.height, spec.width)
+        return upright_size(path)
     file = _open(path)
     spec = file.spec()
     file.close()
@@ -329,7 +330,3 @@ def _open(path: Path) -> Any:
 
 def _listed(values: np.ndarray) -> str:
     return f"{', '.join(f'{value:g}' for value in values[:5])}{', ...' if len(values) > 5 else ''}" or "none"
-
-
-def _extent(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"

@@ -16,6 +16,7 @@ from bilagrid.commands import Refusal
 from bilagrid.pictures import array
 from nets import metrics
 from nets.deghost.bilateral import BilateralDeghost
+from nets.deghost.bracket import WELL_EXPOSED
 from nets.deghost.classical import debevec, mertens
 from nets.deghost.data import Bracket, Scenes, tensors
 from nets.deghost.detail import detailed
@@ -23,11 +24,9 @@ from nets.deghost.generator import Generated, Photographs
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import GAMMA, compressed
 from nets.deghost.shipped import load
-from nets.hdrnet.enhance import device_of
+from nets.devices import device_of
 from nets.tables import Row, as_csv, render, with_means
 
-# Encoded values that count as well exposed.
-_WELL = (0.1, 0.9)
 _SHOWN = 6  # scenes on a sheet
 
 # From a bracket to what a method makes of it, radiance (H, W, 3).
@@ -132,7 +131,7 @@ def agreement(radiance: np.ndarray, picture: np.ndarray, stops: float) -> float:
         picture: ``(H, W, 3)`` in [0, 1], encoded by gamma 2.2.
         stops: its exposure.
     """
-    well = ((picture > _WELL[0]) & (picture < _WELL[1])).all(-1)
+    well = ((picture > WELL_EXPOSED[0]) & (picture < WELL_EXPOSED[1])).all(-1)
     if not well.any():
         return float("nan")
     again = np.clip(radiance[well] * np.float32(2.0**stops), 0, 1) ** np.float32(1 / GAMMA)

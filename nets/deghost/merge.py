@@ -17,7 +17,7 @@ from torch import Tensor
 import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
-from bilagrid.pictures import array, tensor
+from bilagrid.pictures import array, dimensions, tensor
 from nets.deghost import align as alignment
 from nets.deghost import bracket as brackets
 from nets.deghost import classical
@@ -30,7 +30,7 @@ from nets.deghost.evaluate import agreement
 from nets.deghost.model import DeghostNet
 from nets.deghost.radiance import compressed
 from nets.deghost.shipped import load
-from nets.hdrnet.enhance import device_of
+from nets.devices import device_of
 
 # A network sees tiles of so many pixels a side, and as many more around as its layers reach; both are multiples of all its strides.
 _TILE, _HALO = 1024, 192
@@ -43,7 +43,6 @@ _LARGE, _REDUCE = 8_000_000, 4
 
 _STEPS = 5  # that the progress bar counts
 _SHOWN = 480  # pixels that a picture of the sheet is wide
-_OUT = (*images.RADIANCE, ".tif", ".tiff")
 
 
 def merge(
@@ -144,11 +143,11 @@ def merge(
         progress.set_description("write    ")
         seen = result if method == "mertens" else _toned(result, tone)
         if method == "mertens":
-            _write(out, images.developed(seen, bracket.like, _bits(out)))
+            _write(out, images.developed(seen, bracket.like, out))
         else:
             radiance = images.merged(result, bracket.like)
             _write(out, radiance)
-            _write(shown, images.developed(seen, radiance, _bits(shown)))
+            _write(shown, images.developed(seen, radiance, shown))
         if show_steps is not None:
             _write(show_steps, images.plain(_sheet(bracket, aligned, _toned(plain, tone), seen, method)))
         progress.update()
@@ -213,7 +212,7 @@ def _targets(out: Path, method: str, picture: Path | None, shown: Path, show_ste
         commands.check_file(out, images.PICTURES)
         targets = [out]
     else:
-        commands.check_file(out, _OUT)
+        commands.check_file(out, images.FLOATS)
         commands.check_file(shown, images.PICTURES)
         if shown == out:
             raise Refusal(f"--picture {shown}: is where the radiance goes, choose another name")
@@ -229,8 +228,7 @@ def _targets(out: Path, method: str, picture: Path | None, shown: Path, show_ste
 def _read(sources: list[Path], times: tuple[str, ...] | None, tell: Callable[[str], None]) -> Bracket:
     whole = brackets.read(sources, times)
     bracket = brackets.choose(whole)
-    height, width = bracket.like.size
-    tell(f"{commands.count(len(whole.paths), 'photograph')} of {width}x{height}")
+    tell(f"{commands.count(len(whole.paths), 'photograph')} of {dimensions(bracket.like.size)}")
     if len(bracket.paths) < len(whole.paths):
         left = [path.name for path in whole.paths if path not in bracket.paths]
         tell(f"  left out: {', '.join(left)}; the others show the most")
@@ -270,10 +268,6 @@ def _toned(radiance: np.ndarray, tone: str) -> np.ndarray:
     if tone == "mu":
         return compressed(radiance)
     return array(bilagrid.tonemap(tensor(radiance), contrast=_CONTRAST))
-
-
-def _bits(path: Path) -> int:
-    return 16 if path.suffix.lower() in (".tif", ".tiff") else 8
 
 
 def _write(path: Path, picture: images.Picture) -> None:

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from bilagrid.commands import Refusal
+from nets.deghost.radiance import GAMMA
 
-_GAMMA = 2.2
 _SAMPLES = 16  # a side of the square of pixels that a curve is found from
 _CANDIDATES = 40_000
 _BINS = 16  # of brightness, from which the pixels are drawn evenly
@@ -41,7 +41,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
     times = (2.0 ** (ev - ev.min())).astype(np.float32)
     pixels = _still(ldr, valid)
     generator = np.random.default_rng(0)
-    curve = np.linspace(0, 1, 256) ** _GAMMA
+    curve = np.linspace(0, 1, 256) ** GAMMA
     for _ in range(_ROUNDS):
         if pixels.shape[1] < _FEWEST:
             raise Refusal(
@@ -56,7 +56,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def linearised(ldr: np.ndarray, curve: np.ndarray) -> np.ndarray:
     """Photographs ``(..., 3)`` in [0, 1] encoded by gamma 2.2, whatever the camera did: the curve's light to the power of 1 / 2.2."""
-    return np.interp(ldr, np.linspace(0, 1, 256), curve ** (1 / _GAMMA)).astype(np.float32)
+    return np.interp(ldr, np.linspace(0, 1, 256), curve ** (1 / GAMMA)).astype(np.float32)
 
 
 def _still(ldr: np.ndarray, valid: np.ndarray) -> np.ndarray:

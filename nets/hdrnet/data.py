@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from bilagrid import images
 from bilagrid.commands import Refusal, count, pictures_in
+from bilagrid.pictures import dimensions, upright_size
 from nets.hdrnet.operators import Operator
 
 # (H, W, 3) each, at the depth of their files; `images.scaled` gives pixels.
@@ -43,10 +44,12 @@ class Pairs:
             )
         self.names = sorted(before)
         self._paths = [(before[name], after[name]) for name in self.names]
-        self.sizes = [_size(path) for path, _ in self._paths]
+        self.sizes = [upright_size(path) for path, _ in self._paths]
         for (path, partner), size in zip(self._paths, self.sizes, strict=True):
-            if _size(partner) != size:
-                raise Refusal(f"{partner}: must be as large as {path}, {_extent(size)}, is {_extent(_size(partner))}")
+            if upright_size(partner) != size:
+                raise Refusal(
+                    f"{partner}: must be as large as {path}, {dimensions(size)}, is {dimensions(upright_size(partner))}"
+                )
         self._read = functools.lru_cache(_kept(self.sizes))(self._load)
 
     def __len__(self) -> int:
@@ -74,7 +77,7 @@ class Photographs:
         folders = [pictures_in(source, images.SUFFIXES) if source.is_dir() else [source] for source in sources]
         self._paths = [path for folder in folders for path in folder]
         self.names = [path.stem for path in self._paths]
-        self.sizes = [_size(path) for path in self._paths]
+        self.sizes = [upright_size(path) for path in self._paths]
         self.variants = variants
         self._operator = operator
         self._made = functools.lru_cache(_kept(self.sizes))(self._make)
@@ -142,14 +145,3 @@ def colour(path: Path) -> np.ndarray:
 def _kept(sizes: Sequence[tuple[int, int]]) -> int:
     """How many pairs of 16 bits fit in the memory for them."""
     return max(2, _KEPT_BYTES // max(12 * height * width for height, width in sizes))
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of a file, upright, from its header."""
-    spec = images.probe(path)
-    turned = spec.get_int_attribute("Orientation", 1) >= 5
-    return (spec.width, spec.height) if turned else (spec.height, spec.width)
-
-
-def _extent(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"

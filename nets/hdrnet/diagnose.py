@@ -13,8 +13,8 @@ import tyro
 from bilagrid import images
 from bilagrid.commands import Refusal, count
 from bilagrid.pictures import array, tensor
+from nets.devices import device_of
 from nets.hdrnet.data import Source
-from nets.hdrnet.enhance import device_of
 from nets.hdrnet.evaluate import fitted, global_affine, measure
 from nets.hdrnet.train import Look, OperatorName, source_of
 from nets.tables import render

@@ -14,16 +14,16 @@ import bilagrid
 from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from bilagrid.pictures import array, refuse_radiance, tensor
+from nets.devices import device_of
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
+from nets.luma import LUMA
 
 # Pixels that are computed at once: enough to keep the processor busy, and little beside a photograph.
 _STRIP = 2**20
 
 # Rows by which a strip of a pyramid reaches beyond what it gives (`HDRNet.render`).
 _HALO = 8
-
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def enhance(
@@ -112,22 +112,8 @@ def apply(net: HDRNet, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
             tile = tensor(images.scaled(source[first : bottom + halo]), device)
             out = net.render(tile, grid, lattice=lattice.crop(first, 0))
             pixels = array(out[:, :, top - first : bottom - first])
-            result[top:bottom] = images.quantised(pixels if channels == 3 else (pixels @ _LUMA)[..., None], dtype)
+            result[top:bottom] = images.quantised(pixels if channels == 3 else (pixels @ LUMA)[..., None], dtype)
     return result
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a ``--device``; auto: the GPU that torchrun means, or the first, or the CPU."""
-    if name == "auto":
-        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise Refusal(f"--device must be auto, cpu, cuda or the like of cuda:1, got {name}")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise Refusal(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def check_channels(net: HDRNet, weights: str) -> None:

@@ -16,7 +16,8 @@ from bilagrid import commands, demonstration, images
 from bilagrid.commands import Refusal
 from bilagrid.pictures import array, tensor
 from nets import metrics
-from nets.hdrnet.enhance import apply, check_channels, device_of
+from nets.devices import device_of
+from nets.hdrnet.enhance import apply, check_channels
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.hdrnet.train import Look, OperatorName, source_of

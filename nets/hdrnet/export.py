@@ -20,6 +20,7 @@ from bilagrid.commands import Refusal
 from nets.hdrnet.guides import Curves, Luma
 from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
+from nets.luma import LUMA
 
 # The first with a GridSample of volumes.
 _OPSET = 20
@@ -123,7 +124,7 @@ class _Plain(nn.Module):
 def _plain_guide(guide: nn.Module, image: Tensor) -> Tensor:
     if isinstance(guide, Luma):
         red, green, blue = image.unbind(1) if image.shape[1] == 3 else (image[:, 0],) * 3
-        return 0.299 * red + 0.587 * green + 0.114 * blue
+        return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     if not isinstance(guide, Curves):
         return guide(image)
     colours = F.conv2d(image, guide.matrix[:, :, None, None], guide.bias)

@@ -10,11 +10,10 @@ import torch
 
 import bilagrid
 from bilagrid.pictures import array, tensor
+from nets.luma import LUMA
 
 # (H, W, 3) in [0, 1] to the same.
 Operator = Callable[[np.ndarray], np.ndarray]
-
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def tone(pixels: np.ndarray) -> np.ndarray:
@@ -69,4 +68,4 @@ def _base(gray: np.ndarray) -> np.ndarray:
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) to (H, W, 1)."""
-    return (pixels @ _LUMA)[..., None]
+    return (pixels @ np.array(LUMA, np.float32))[..., None]
