@@ -2,8 +2,9 @@
 
 from bilagrid import commands
 
-if commands.is_starting():
+if commands.starting():
     commands.end_on_interrupt()
+    commands.end_on_missing()
 
 from bilagrid.colorization import colorize
 from bilagrid.editing import equalize_histogram, merge_flash

@@ -14,11 +14,24 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 Job = tuple[Path, Path]
 
 _PACKAGES = ("bilagrid", "nets", "perf")
+# By the name that they are imported by, the extra that installs them.
+_EXTRAS = {
+    "OpenImageIO": "images",
+    "tyro": "images",
+    "matplotlib": "plots",
+    "skimage": "plots",
+    "tqdm": "plots",
+    "cv2": "nets",
+    "ignite": "nets",
+    "safetensors": "nets",
+    "sklearn": "tests",
+}
 _OUT_OF_MEMORY = "not enough memory for this picture and these options"
 
 
@@ -38,15 +51,42 @@ def on_interrupt(handler: Any) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def is_starting() -> bool:
-    """Whether ``python -m`` is about to run one of our commands: it imports the package first, and torch with it."""
-    named = (name for option, name in itertools.pairwise(sys.orig_argv) if option == "-m")
-    return sys.argv[:1] == ["-m"] and next(named, "").partition(".")[0] in _PACKAGES
+def starting() -> str:
+    """The command of ours that ``python -m`` is about to run, such as ``perf.sweep``, or nothing: it imports the package first, and torch with it."""
+    named = next((name for option, name in itertools.pairwise(sys.orig_argv) if option == "-m"), "")
+    return named if sys.argv[:1] == ["-m"] and named.partition(".")[0] in _PACKAGES else ""
 
 
 def end_on_interrupt() -> None:
     """Ctrl-C ends the process at once, for as long as modules are imported: an exception would be lost there, some is C++, some catches everything."""
     on_interrupt(lambda *_: os._exit(interrupted()))
+
+
+def end_on_missing() -> None:
+    """A package that is not installed ends the command that starts, in one line, where its modules import it: before `exit_code` can say so."""
+    name = starting()
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = _missing(error)
+        if message is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"{name}: {message}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    sys.excepthook = tell
+
+
+def _missing(error: BaseException) -> str | None:
+    """What is not installed, and the remedy; None of any other error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    package = error.name.partition(".")[0]
+    if package in _EXTRAS:
+        return f'needs {package}, which is not installed: python -m pip install -c constraints.txt -e ".[{_EXTRAS[package]}]"'
+    if package == "triton":
+        return "needs triton, which is not installed and comes for Linux: python -m pip install triton"
+    return None
 
 
 def run(prog: str, description: str, commands: dict[str, Callable[..., None]], argv: Sequence[str] | None) -> int:
@@ -77,6 +117,12 @@ def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
         return interrupted(name)
     except (Refusal, ValueError, OverflowError, OSError) as error:
         message = str(error)
+    except ImportError as error:
+        # Of an operator that lacks its kernels, or of a module that is imported where it is needed.
+        told = str(error) if isinstance(error.__cause__, ModuleNotFoundError) else _missing(error)
+        if told is None:
+            raise
+        message = told
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -134,15 +134,20 @@ def check_compiled(why: str) -> None:
         raise Refusal(f"TRITON_INTERPRET=1 is set, and {why}: unset it")
 
 
+def check_kernels(on: torch.device) -> None:
+    """Refuses to go on where the package is missing that the device's kernels are written in."""
+    kernels = "triton" if on.type == "cuda" or is_interpreted() else "numba"
+    if find_spec(kernels) is None:
+        raise Refusal(f"{on.type} tensors need {kernels}: pip install {kernels}")
+
+
 def device(name: str | None, threads: int | None = None) -> torch.device:
     """The device asked for, by default a GPU if there is one, with what it needs at hand; ``threads`` are torch's from now on."""
     found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if found.type == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device cuda needs a GPU, and torch sees none; leave it out to measure the CPU")
     check_compiled("the speed of an interpreter says nothing")
-    kernels = "triton" if found.type == "cuda" else "numba"
-    if find_spec(kernels) is None:
-        raise Refusal(f"{found.type} tensors need {kernels}: pip install {kernels}")
+    check_kernels(found)
     if threads:
         torch.set_num_threads(threads)
     return found

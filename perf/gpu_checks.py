@@ -275,7 +275,8 @@ def gpu_checks(names: _Names = (), *, device: _Device = "cuda") -> int:
     """
     on = torch.device(device)
     if on.type == "cuda" and not torch.cuda.is_available():
-        raise Refusal("torch sees no GPU here")
+        raise Refusal("torch sees no GPU here; --device cpu does those that need none")
+    arguments.check_kernels(on)
     failed = lacking = False
     for name in names or CHECKS:
         try:

@@ -15,6 +15,7 @@ from typing import Annotated
 import pytest
 
 from perf import arguments
+from tests.processes import ROOT, attempt
 
 COMMANDS = {
     "deghost": ("safetensors", "cv2", "OpenImageIO", "tyro"),
@@ -176,6 +177,41 @@ def test_every_command_teaches_and_refuses(name: str, capsys: pytest.CaptureFixt
     message = capsys.readouterr().err
     assert message.startswith(f"perf.{name}: ")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "remedy"),
+    [
+        ("perf.static", "triton", "pip install triton"),
+        ("perf.tune", "triton", "pip install triton"),
+        ("perf.overhead", "triton", "pip install triton"),
+        ("perf.hdrnet", "safetensors", '".[nets]"'),
+        ("perf.hdrnet", "skimage", '".[plots]"'),
+        ("perf.hdrnet", "numba", "pip install numba"),
+        ("perf.deghost", "cv2", '".[nets]"'),
+        ("perf.gallery", "tqdm", '".[plots]"'),
+        ("perf.gpu_checks --device cpu", "numba", "pip install numba"),
+        ("bilagrid filter", "numba", "pip install numba"),
+    ],
+)
+def test_what_is_not_installed_is_one_line_with_its_remedy(
+    name: str, package: str, remedy: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None")
+    done = attempt("-m", *name.split(), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 2, done.stderr[-4000:]
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"{name.split()[0]}: ")
+    assert package in message
+    assert remedy in message
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_of_ours_that_is_missing_is_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['perf.uses'] = None")
+    done = attempt("-m", "perf.static", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 def test_commands_for_a_gpu_need_no_more_than_torch() -> None:
