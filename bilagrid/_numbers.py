@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, of Python, NumPy or torch: real ones and whole ones. Under torch.compile real ones are constants of the graph."""
+"""Numbers that a caller gives, of Python, NumPy or torch, checked. Under torch.compile real numbers become constants of the graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 
 def number(name: str, value: Any) -> float:
-    """A real number."""
+    """``value`` if it is a real number; else a TypeError names the argument."""
     if torch.compiler.is_compiling() and isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         return guard_scalar(value)
     if isinstance(value, (int, float)):
@@ -22,14 +22,14 @@ def number(name: str, value: Any) -> float:
 
 
 def numbers(name: str, symbols: str, values: Any) -> tuple[float, ...]:
-    """As many real numbers as ``symbols``, such as "(z, y, x)", names."""
+    """``values`` if they are as many real numbers as ``symbols``, such as "(z, y, x)", has names."""
     if not isinstance(values, (tuple, list)) or len(values) != symbols.count(",") + 1:
         raise TypeError(f"{name} must be {symbols}, {symbols.count(',') + 1} numbers, got {values!r}")
     return tuple(number(name, value) for value in values)
 
 
 def integer(name: str, value: Any, expected: str = "a whole number") -> int:
-    """A whole number; of a symbolic size, that size."""
+    """``value`` if it is a whole number, or a symbolic size."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     # In TorchScript's traces sizes are tensors. Made numbers, they would be those of the first image for every other.

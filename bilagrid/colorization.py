@@ -23,8 +23,8 @@ from bilagrid.solver import conjugate_gradients
 # Nodes along the longer side, by default.
 _NODES = 48
 
-# What joins two nodes: the harmonic mean of their pixels, so that colour flows where the photograph is, each with a share of a full cell more, so that it
-# reaches what is cut off. Along z, which is across edges, a tenth of that.
+# Two nodes are joined by the harmonic mean of the pixels at each, so that colour flows where the photograph has pixels. Each counts this share of a full cell
+# more, so that colour reaches what is cut off. Along z, which is across edges, they are joined a tenth as strongly.
 _LEAK = 1e-2
 _ACROSS = 0.1
 
@@ -41,35 +41,36 @@ def colorize(
     sigma_color: float = 0.05,
     smoothness: float = 0.01,
 ) -> Tensor:
-    """Colours a gray photograph from strokes of colour, which spread as far as its edges let them::
+    """Colours a gray photograph from strokes of colour, which spread up to its edges::
 
         chroma = argmin sum_k m_k (f_k - s_k)² + smoothness sum_kl c_kl (f_k - f_l)²,   out(p) = luma(p) + slice(chroma)(p)
 
-    over the nodes k of a grid and their neighbours l, with m and s the weight and the mean of the strokes' chroma that splat puts there, and c_kl the harmonic
-    mean of the numbers of pixels at the two, each with a hundredth of a full cell more; a tenth of it along z. So colours spread through nodes where the photograph
-    has pixels, in its plane and along its gradients, and hardly across an edge.
+    over the nodes k of a grid and their neighbours l. m_k and s_k are the weight and the mean chroma of the strokes that splat puts at a node; c_kl is the
+    harmonic mean of the numbers of pixels at the two nodes, each with a hundredth of a full cell more, and a tenth of that along z. So colours spread through
+    nodes where the photograph has pixels, in its plane and along its gradients, and hardly across an edge.
 
     Args:
-        image: ``(N, 1 or 3, H, W)`` in [0, 1], any floating type and strides; of colours the luma is taken.
-        scribbles: ``(N, 3, H, W)``, the strokes. Only their chroma counts, what is beyond their own luma.
-        mask: ``(N, H, W)``, which pixels are strokes (bool), or how much each counts, at least 0. Where it is not above 0, ``scribbles`` is not read, NaN and
-            infinities included.
-        sigma_space: pixels from node to node; by default a 48th of the longer side, at least 1. Strokes less than that apart, in regions of like luma, mix.
-        sigma_color: luma from node to node: smaller makes weaker edges hold.
-        smoothness: above 0. Small: strokes are kept as they are; large: those that contradict each other are averaged.
+        image: ``(N, 1 or 3, H, W)`` in [0, 1], any floating type and strides; of an image in colour the luma is taken.
+        scribbles: ``(N, 3, H, W)`` in [0, 1], the strokes. Only their chroma counts: what they differ by from their own luma.
+        mask: ``(N, H, W)``, which pixels are strokes (bool), or how much each counts, at least 0. Where it is not above 0, ``scribbles`` is not read and may
+            hold anything, NaN included.
+        sigma_space: pixels from node to node, above 0; by default a 48th of the longer side, at least 1. Strokes closer than that, in regions of similar
+            luma, mix.
+        sigma_color: luma from node to node, above 0: a smaller one makes weaker edges hold.
+        smoothness: above 0. A small one keeps strokes as they are, a large one averages those that contradict each other.
 
     Returns:
-        ``(N, 3, H, W)`` in the image's dtype, its luma that of the image: colours that would leave [0, 1] lose saturation until they fit. An image with a
-        stroke that is not finite is NaN.
+        ``(N, 3, H, W)`` in the image's dtype, with the image's luma: colours that would leave [0, 1] lose saturation until they fit. An image with a
+        stroke that is not finite becomes NaN.
 
     Raises:
         TypeError: a dtype that is not floating (or bool, of the mask), or an argument of another kind.
-        ValueError: shapes that do not fit, numbers out of range, an image or strokes on the CPU whose values are far from [0, 1], an image without any
-            stroke, which is looked for where it can be (not under vmap or torch.compile), or sigmas so small that the grid would not fit in memory.
+        ValueError: shapes that do not fit, numbers out of range, an image or strokes whose values are far from [0, 1] (checked on the CPU alone), an image
+            without any stroke (not checked under vmap or torch.compile), or sigmas so small that the grid would not fit in memory.
 
-    Gradients: to image, scribbles and mask, of any order in reverse mode, by solving with the same matrix once more. Deterministic. The solve takes conjugate
-    gradients until the residual has gone down by 1e-6 (1e-12 in float64), at most 1000 steps; every 8 steps the host looks whether all images are
-    done, a synchronisation, where ``torch.compile`` breaks its graph.
+    Gradients: to image, scribbles and mask, of any order in reverse mode, by solving with the same matrix once more. Deterministic. The solver, conjugate
+    gradients, stops when the residual has fallen by a factor of 1e-6 (1e-12 in float64), or after 1000 steps. Every 8 steps the host looks whether all
+    images are done: it waits for a GPU there, and ``torch.compile`` breaks its graph.
 
     Source: Chen, Paris and Durand, "Real-time edge-aware image processing with the bilateral grid", SIGGRAPH 2007, section 5 (scattered-data interpolation);
     Levin, Lischinski and Weiss, "Colorization using optimization", SIGGRAPH 2004.

@@ -18,15 +18,15 @@ from bilagrid.ops.blur import blur
 from bilagrid.ops.slice import slice_normalized_
 from bilagrid.ops.splat import splat_
 
-# Of equalisation: the default window, as a share of the longer side; what stands for a window without end, in pixels; and the fewest bins.
+# Of equalisation: the default window, as a share of the longer side; the pixels that stand for an infinite window; and the fewest bins.
 _WINDOW = 1 / 16
 _ENDLESS = 1e10
 _LEAST_BINS = 16
-# A node a bin; and in the plane, at the least, as many a sigma as leave at most 5 % of the window's weight elsewhere than the Gaussian has it.
+# One node per bin; and along y and x at least as many nodes per sigma as put no more than 5 % of the window's weight elsewhere than the Gaussian does.
 _NODES = (1.0, 1.25, 1.25)
 
-# Of a flash merge: the default reach, as a share of the longer side; the published constant that keeps the detail of black finite; between which values
-# the flash picture's luma goes over to a highlight; and between which shares of its light the flash's own is no shadow.
+# Of a flash merge: the default sigma, as a share of the longer side; the published constant that keeps the detail of black finite; the lumas between which
+# the flash picture goes over to a highlight; the shares of the light added by the flash between which a shadow ends; and the least luma that is compared.
 _REACH = 0.01
 _DETAIL_FLOOR = 0.02
 _HIGHLIGHT = (0.92, 0.98)
@@ -42,35 +42,34 @@ def equalize_histogram(
     bins: int = 256,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Gives each neighbourhood of an image the contrast of the whole range, by local histogram equalisation::
+    """Stretches the contrast of each neighbourhood over the whole range, by local histogram equalisation::
 
         out(p) = least + (greatest - least) F_p(v(p)),   F_p(v) = sum_q w(p, q) [v(q) < v] / sum_q w(p, q),   w(p, q) = exp(-|p - q|² / 2 sigma_space²)
 
-    with v the image, or its luma if it has colours, and half of the pixels of the same value counted in. A column of the grid is the histogram of a neighbourhood:
-    splat and blur make it, its running sum is F, and slice reads F at the pixel's place and value.
+    with v the image, or the luma of one in colour; of the pixels of exactly the same value half are counted. A column of the grid is the histogram of a
+    neighbourhood: splat and blur make it, its running sum is F, and slice reads F at the pixel's place and value.
 
-    With a ``clip_limit`` no bin holds more than that many times what it would in an even histogram, and what is cut off is spread evenly over the range, so
+    With a ``clip_limit`` a bin counts at most that many times what it would hold in an even histogram, and what is cut off is spread evenly over the range. So
     no contrast is raised to more than ``clip_limit + 1`` times what it was; at 0 the image stays as it is.
 
     Args:
-        image: ``(N, 1 or 3, H, W)``, any floating type and strides. Colours are multiplied by one factor a pixel, that by which its luma rose or fell, and lose
-            saturation, not luma, where they would leave the range.
-        sigma_space: standard deviation of the window, in pixels; by default a sixteenth of the longer side (to be given for an export with
-            dynamic sizes); ``math.inf`` takes one histogram for all of the image.
+        image: ``(N, 1 or 3, H, W)``, any floating type and strides. The three colours of a pixel are multiplied by the factor by which its luma changes; where
+            they would leave the range they lose saturation, not luma.
+        sigma_space: standard deviation of the window, in pixels, above 0; by default a sixteenth of the longer side (give it for an export with dynamic
+            sizes). ``math.inf`` takes one histogram for the whole image.
         clip_limit: at least 0; None does not limit. 2 to 4 are usual, and keep the grain of flat parts down.
-        bins: of the histograms, over ``value_range``, at least 16.
+        bins: number of bins of a histogram over ``value_range``, at least 16.
         value_range: ``(least, greatest)`` value of image and result; what lies beyond counts as its ends.
 
     Returns:
-        ``(N, 1 or 3, H, W)`` in the image's dtype. Values are told apart within about two bins: F lies between its exact values two bins below and
-        above, give or take the share of the window's weight that the grid has elsewhere than the Gaussian: at most 5 %, and 2 % where ``sigma_space`` is 16
-        pixels or more.
+        ``(N, 1 or 3, H, W)`` in the image's dtype. It is exact to about two bins: F lies between its exact values two bins below and two above, give or take
+        the share of the window's weight that the grid puts elsewhere than the Gaussian, which is at most 5 %, and 2 % where ``sigma_space`` is 16 or more.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes or numbers out of range, or a window so small that the grid would not fit in memory.
 
-    Gradients: to image, of any order in reverse mode, as far as the formula has them: F is taken as piecewise linear between bins. Deterministic.
+    Gradients: to image, of any order in reverse mode, with F piecewise linear between bins. Deterministic.
 
     Source: Chen, Paris and Durand, "Real-time edge-aware image processing with the bilateral grid", SIGGRAPH 2007, section 4; the limit is that of Pizer et
     al., "Adaptive histogram equalization and its variations", 1987.
@@ -122,32 +121,33 @@ def merge_flash(
     exposure: float | None = None,
     gamma: float = 2.2,
 ) -> Tensor:
-    """Gives a noisy photograph, taken by the light there was, the sharpness of another of the same view with flash, and keeps its own light::
+    """Cleans a noisy photograph taken without flash by a sharp one of the same view with flash, and keeps the light of the former::
 
         out = (1 - M) cross(no_flash) (flash + 0.02) / (cross(flash) + 0.02) + M own(no_flash)
 
     with ``cross`` the bilateral filter guided by the luma of ``flash``, whose edges are clean, and ``own`` the one guided by the filtered image itself. The mask
-    M goes from 0 to 1 where what the flash shows is not the scene: in highlights, where its luma rises from 0.92 to 0.98, and, where ``exposure`` is given, in
-    its shadows, where the flash adds from a fifth down to a twentieth of the light::
+    M goes from 0 to 1 where the flash picture does not show the scene: in its highlights, as its luma rises from 0.92 to 0.98, and, if ``exposure`` is given,
+    in shadows that the flash casts, as the share of the light that it adds falls from a fifth to a twentieth::
 
         added = 1 - exposure cross(no_flash)^gamma / cross(flash)^gamma        (of the lumas)
 
     Args:
         flash: ``(N, 1 or 3, H, W)`` in [0, 1], the photograph with flash, any floating type and strides.
         no_flash: the same, without. The two must show every point at the same pixel: from a tripod, or aligned before.
-        sigma_space: standard deviation in pixels of the filters; by default 1 % of the longer side, at least 1 (to be given for an export with dynamic
-            sizes). What is smaller is detail, and is the flash picture's.
-        sigma_color: standard deviation in luma of the filters: above the noise of ``no_flash``, below the steps that are edges.
-        exposure: how much longer times more sensitive ``flash`` was taken than ``no_flash`` (time times ISO over f-number squared; 1 for the same
-            settings), above 0. None: it is not known, and shadows of the flash are not looked for.
+        sigma_space: standard deviation of the filters in pixels, above 0; by default 1 % of the longer side, at least 1 (give it for an export with dynamic
+            sizes). What is smaller is detail, and is taken from the flash picture.
+        sigma_color: standard deviation of the filters in luma, above 0: choose it above the noise of ``no_flash`` and below the steps that are edges.
+        exposure: the exposure of ``flash`` over that of ``no_flash`` (time times ISO over f-number squared; 1 for the same settings), above 0. None: not
+            known, and shadows of the flash are not looked for.
         gamma: of the encoding of both, above 0; used for the shadows alone.
 
     Returns:
-        ``(N, 1 or 3, H, W)`` in the dtype of ``no_flash``. It is not clamped: detail may lead a little above 1.
+        ``(N, 1 or 3, H, W)`` in the dtype of ``no_flash``. It is not clamped: detail may exceed 1 a little.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes that do not fit, numbers out of range, or images on the CPU whose values are far from [0, 1]; on a GPU looking would synchronise.
+        ValueError: shapes that do not fit, numbers out of range, or images whose values are far from [0, 1]; that is checked on the CPU alone, since the
+            host would have to wait for a GPU.
 
     Gradients: to both images, of any order in reverse mode. Deterministic.
 
@@ -196,7 +196,7 @@ def merge_flash(
 
 
 def refuse_other_scales(**images: Tensor) -> None:
-    """Refuses images ``(N, C, H, W)`` on the CPU that were not meant as [0, 1], such as those of 8 bits; noise may lead out of it."""
+    """Refuses images ``(N, C, H, W)`` on the CPU that are plainly not in [0, 1], such as those of 8 bits. Noise may leave it a little."""
     for name, image in images.items():
         if (
             torch.compiler.is_compiling()
@@ -214,7 +214,7 @@ def refuse_other_scales(**images: Tensor) -> None:
 
 
 def within_range(luma: Tensor, chroma: Tensor, least: float = 0.0, greatest: float = 1.0) -> Tensor:
-    """``luma + s chroma``, ``(N, 3, H, W)``, with the largest ``s`` up to 1 that keeps all channels in range: colours lose saturation, and neither luma nor hue."""
+    """``luma + s chroma``, ``(N, 3, H, W)``, with the largest ``s`` up to 1 that keeps all channels in range: colours lose saturation, not luma or hue."""
     value = luma[:, None]
     room = torch.where(chroma > 0, greatest - value, value - least).clamp(min=torch.finfo(value.dtype).tiny ** 0.5)
     return value + chroma / (chroma.abs() / room).amax(1, keepdim=True).clamp(min=1)
@@ -227,7 +227,7 @@ def _with_luma(image: Tensor, before: Tensor, after: Tensor, least: float, great
 
 
 def _running_sum(grid: Tensor) -> Tensor:
-    """The sum of each node and those below it in z. By doubling: torch's own is in no fixed order on a GPU."""
+    """The sum of each node and those below it in z, by doubling: torch's cumsum has no fixed order on a GPU."""
     reach = 1
     while reach < grid.shape[2]:
         grid = grid + torch.nn.functional.pad(grid[:, :, :-reach], (0, 0, 0, 0, reach, 0))

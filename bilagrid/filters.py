@@ -18,30 +18,31 @@ from bilagrid.ops._same_bits import power, power_of_ten, spread
 from bilagrid.ops.slice import slice_, slice_normalized_
 from bilagrid.ops.splat import splat_blurred_
 
-# A tent's variance, in nodes squared, is 1/6; splat and slice each blur by one.
+# Splat and slice each blur by a tent, whose variance is 1/6 node squared.
 _TENT_VARIANCE = 1 / 3
 
-# Nodes a sigma along y and x, at the least: one is within 50 dB of the exact filter on a regular texture, this within 53.
+# The least nodes per sigma along y and x. On a regular texture 1 comes within 50 dB of the exact filter, this within 53.
 _LEAST_DENSITY = 1.1
 
 # Wide sigmas get finer cells than they need, which cost no more than those of narrow ones.
 _LEAST_CELLS = 13  # over the guide's range: with the padding 16 nodes, which the GPU's fine splat adds up at once
-_LARGEST_CELL = 8.0  # pixels, unless that is more than so many nodes a sigma:
+_LARGEST_CELL = 8.0  # pixels, unless that takes more nodes per sigma than:
 _AMPLE_DENSITY = 2.0
 
-# More nodes a sigma than this are a slip.
+# More nodes per sigma than this are a slip.
 _LARGEST_DENSITY = 100.0
 
-# Tone mapping leaves out of the ends of the base's range, and of what counts as white, this share of the pixels, at each end.
+# Of tone mapping: the share of the pixels that each end of the base's range, and white, leave out; the range of luminance that is told apart, in decades
+# about white; and how many pixels both are found from.
 _EXTREME = 0.001
-_DECADES = (-8.0, 4.0)  # about white, what tone mapping tells apart
-_SAMPLES = 2**18  # pixels to find both by
+_DECADES = (-8.0, 4.0)
+_SAMPLES = 2**18
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear Rec. 709 light
 
 # The toe of tone mapping's gamma: below, it is a line, whose slope is finite.
 _TOE = 1e-8
 
-# Joint upsampling's share of the plain bilinear result: it decides only where no low-resolution pixel of a like guide value is near.
+# The weight of the plain bilinear result in joint upsampling: it matters only where no low-resolution pixel of a similar guide value is near.
 _UPSAMPLE_PRIOR = 1e-5
 
 
@@ -58,26 +59,27 @@ def bilateral_filter(
 
         out(p) = sum_q w(p, q) image(q) / sum_q w(p, q),   w(p, q) = exp(-|p - q|² / 2 sigma_space² - (guide(p) - guide(q))² / 2 sigma_color²)
 
-    The grid's Gaussian is narrowed by the tents of splat and slice, so that the three together have the sigma asked for.
+    Splat and slice each blur a little by themselves; the Gaussian between them is narrowed by that much, so that the three together have the sigma asked for.
 
     Args:
         image: ``(N, C, H, W)``, any floating type, strides and number of channels.
-        guide: ``(N, H, W)``, what the colour term reads; by default the image itself where C is 1, else its BT.601 luma where C is 3. Another image's values
-            make the cross (joint) filter.
-        sigma_space: standard deviation in pixels.
-        sigma_color: standard deviation in units of the guide.
-        guide_range: least and greatest guide value; those beyond it are filtered as if they were all a little farther out than its ends. None measures
-            the guide, over the whole batch: the one host synchronisation, not to be had under vmap, torch.export or ``torch.compile(fullgraph=True)``.
-        nodes_per_sigma: least number of grid nodes a sigma along ``(z, y, x)``, from 0.58 to 100; more is closer to the exact filter and slower. There
-            are at least 1.1 along y and x, 2 or as many as make cells of 8 pixels for wide sigmas, and at least 14 cells over the guide's range.
+        guide: ``(N, H, W)``, what the colour term compares; by default the image itself where C is 1, its BT.601 luma where C is 3. Another image makes
+            this the cross (joint) filter.
+        sigma_space: standard deviation in pixels, above 0.
+        sigma_color: standard deviation in units of the guide, above 0.
+        guide_range: ``(least, greatest)`` guide value; values beyond saturate one grid node outside it. None measures the guide over the whole batch: the
+            one host synchronisation, which is not possible under vmap, torch.export or ``torch.compile(fullgraph=True)``.
+        nodes_per_sigma: least number of grid nodes per sigma along ``(z, y, x)``, from 0.58 to 100; more is closer to the exact filter and slower. The grid
+            is made finer where that costs little: at least 1.1 nodes per sigma along y and x; cells of at most 8 pixels, unless that takes more than 2 nodes
+            per sigma; and at least 13 cells over the guide's range where that is wider than ``sigma_color``.
 
     Returns:
         ``(N, C, H, W)`` in the image's dtype.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: shapes that do not fit, no guide for an image of 2 or more than 3 channels, a sigma that is not positive, a guide that is not finite or
-            cannot be looked at when its range is to be measured, or sigmas so small that the grid would not fit in memory, with the size it would need.
+        ValueError: shapes that do not fit; no guide for an image of 2 or more than 3 channels; a sigma that is not positive; a guide whose range is to be
+            measured but that is not finite or, as under vmap, cannot be read; or sigmas so small that the grid would not fit in memory.
 
     Gradients: to image and guide, of any order in reverse mode; a measured range is taken as a constant. Deterministic.
 
@@ -112,28 +114,30 @@ def joint_bilateral_upsample(
     guide_range: tuple[float, float] | None = None,
     nodes_per_sigma: tuple[float, float, float] = (1.25, 1.0, 1.0),
 ) -> Tensor:
-    """Brings a low-resolution result to the size of a high-resolution guide, keeping the guide's edges::
+    """Enlarges a low-resolution result to the size of a high-resolution guide, with the guide's edges::
 
         out(p) = sum_q w(p, q) low(q) / sum_q w(p, q),   w(p, q) = exp(-|p' - q|² / 2 sigma_space² - (guide_high(p) - guide_low(q))² / 2 sigma_color²)
 
-    with ``p'`` the place of the high-resolution pixel p in the low-resolution image, the areas of the two aligned: ``p' + 1/2 = (p + 1/2) low / high``.
-    Where no low-resolution pixel of a like guide value is near, the result goes over to plain bilinear upsampling.
+    with ``p'`` the place of the high-resolution pixel p in the low-resolution image, both covering the same area: ``p' + 1/2 = (p + 1/2) low / high``.
+    Where no low-resolution pixel of a similar guide value is near, the result goes over to plain bilinear upsampling.
 
     Args:
-        low: ``(N, C, h, w)``, the result to bring up, any floating type and number of channels.
+        low: ``(N, C, h, w)``, the result to enlarge, any floating type, strides and number of channels.
         guide_low: ``(N, h, w)``, the guide at low resolution.
         guide_high: ``(N, H, W)``, the guide at the size wanted.
-        sigma_space: standard deviation in low-resolution pixels.
-        sigma_color: standard deviation in units of the guides.
-        guide_range: least and greatest value of both guides; None measures both: the one host synchronisation.
-        nodes_per_sigma: as in `bilateral_filter`.
+        sigma_space: standard deviation in low-resolution pixels, above 0.
+        sigma_color: standard deviation in units of the guides, above 0.
+        guide_range: ``(least, greatest)`` value of both guides. None measures both: the one host synchronisation, which is not possible under vmap,
+            torch.export or ``torch.compile(fullgraph=True)``.
+        nodes_per_sigma: least number of grid nodes per sigma along ``(z, y, x)``, from 0.58 to 100, as in `bilateral_filter`.
 
     Returns:
         ``(N, C, H, W)`` in the dtype of ``low``.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: as `bilateral_filter`.
+        ValueError: shapes that do not fit; a sigma that is not positive; guides whose range is to be measured but that are not finite or, as under vmap,
+            cannot be read; or sigmas so small that the grid would not fit in memory.
 
     Gradients: to all three tensors, of any order in reverse mode. Deterministic.
 
@@ -173,28 +177,28 @@ def tonemap(
     sigma_color: float = 0.4,
     gamma: float = 2.2,
 ) -> Tensor:
-    """Brings a scene of high dynamic range into a picture's, by compressing its large-scale contrast and leaving its detail as it is::
+    """Makes a picture of a scene of high dynamic range: its large-scale contrast is compressed, its detail stays as it is::
 
         base = bilateral_filter(log10 L),   k = min(1, log10 contrast / (max base - min base)),   out = (radiance / L * 10^(k (base - max base) + log10 L - base))^(1 / gamma)
 
-    with L the luminance. Maximum and minimum are each image's own, over what is not black, and leave out a thousandth of it at each end, so that a
-    few extreme pixels change nothing; what is brighter is white.
+    with L the luminance (Rec. 709). The maximum and minimum are taken over each image's pixels that are not black, without the most extreme thousandth at
+    either end, so that a few extreme pixels change nothing; what comes out above 1 is white.
 
     Args:
         radiance: ``(N, 3 or 1, H, W)``, linear, at least 0, in any unit: ``s * radiance`` gives the same picture.
         contrast: ratio of the base's brightest to its darkest part in the result, before gamma, at least 1. A scene that has less is not stretched.
-        sigma_space: of the filter, in pixels; by default 2 % of the longer side, at least 1.
-        sigma_color: of the filter, in decades (log10): what differs by more is an edge of the scene's light, what differs by less is detail.
+        sigma_space: of the filter, in pixels, above 0; by default 2 % of the longer side, at least 1.
+        sigma_color: of the filter, in decades (log10), above 0: what differs by more is an edge of the scene's light, what differs by less is detail.
         gamma: encoding of the result, above 0; 1 keeps it linear.
 
     Returns:
-        ``(N, 3 or 1, H, W)`` in [0, 1], in the radiance's dtype. Black stays black. Twelve decades are told apart, eight below what is nearly the
-        brightest and four above.
+        ``(N, 3 or 1, H, W)`` in [0, 1], in the radiance's dtype. Black stays black. Luminance is told apart over twelve decades: from eight below to four
+        above each image's brightest pixels but a thousandth.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: another shape, numbers out of range, or radiance that is negative, NaN or infinite, which is looked at, a host synchronisation, where
-            it can be: not under vmap, torch.export or torch.compile.
+        ValueError: another shape, numbers out of range, or radiance that is negative, NaN or infinite. To see that the host waits for a GPU; under vmap,
+            torch.export and torch.compile it is not checked.
 
     Gradients: to radiance, of any order in reverse mode; 0 where the result is white. Deterministic.
 
@@ -243,8 +247,8 @@ def _luminance(image: Tensor) -> Tensor:
 
 
 def _ends(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest of the values that count, but for the extreme ones, (N, 1, 1) each; 0 where none counts. By every so many-th row and column."""
-    # By a power and a trunc, which a compiler has of symbolic sizes.
+    """Least and greatest of each image's values that are counted, without the extreme ones, (N, 1, 1) each; 0 where none is. Found from a grid of samples."""
+    # A power and a trunc: a compiler has both for symbolic sizes.
     step = max(math.trunc((values.shape[1] * values.shape[2] / _SAMPLES) ** 0.5), 1)
     values, counted = values[:, ::step, ::step].flatten(1), counted[:, ::step, ::step].flatten(1)
     ordered = torch.where(counted, values, torch.inf).sort(dim=1, stable=True).values
@@ -263,7 +267,7 @@ def filter_lattice(
     guide_range: tuple[float, float] | None = None,
     nodes_per_sigma: tuple[float, float, float] = (1.25, 1.0, 1.0),
 ) -> tuple[Lattice, tuple[float, float, float]]:
-    """The lattice that a filter uses, and the Gaussian in nodes that together with the tents of splat and slice has the sigmas asked for."""
+    """The lattice of a filter, and the sigma ``(z, y, x)`` of its blur in nodes: with the tents of splat and slice it makes the sigmas asked for."""
     least = math.sqrt(_TENT_VARIANCE)
     along_z, along_y, along_x = numbers("nodes_per_sigma", "(z, y, x)", nodes_per_sigma)
     if not all(least <= nodes <= _LARGEST_DENSITY for nodes in (along_z, along_y, along_x)):
@@ -289,7 +293,7 @@ def filter_lattice(
 
 
 def measured_range(name: str, guide: Tensor) -> tuple[float, float]:
-    """Least and greatest value; a batch of none spans nothing."""
+    """The least and the greatest value of a guide, for which the host waits; 0 and 0 for an empty batch. An error calls the guide by its ``name``."""
     if guide.numel() == 0:
         return 0.0, 0.0
     if not can_be_looked_at(guide):
@@ -303,12 +307,13 @@ def measured_range(name: str, guide: Tensor) -> tuple[float, float]:
 
 
 def can_be_looked_at(tensor: Tensor) -> bool:
+    """Whether the host can read the tensor's values: not on the meta device, nor inside a transform of `torch.func`."""
     wrapped = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not (tensor.is_meta or wrapped)
 
 
 def refuse_too_large(lattice: Lattice, values: Tensor) -> None:
-    """The grid, before and after its blur, must fit in the memory of its device."""
+    """Refuses a lattice whose grid, with a weight beside the channels of ``values``, would not fit in the device's memory before and after its blur."""
     if torch.compiler.is_compiling():
         return
     nodes = math.prod(map(float, lattice.size))

@@ -11,7 +11,8 @@ from bilagrid._numbers import integer, number, numbers
 
 __all__ = ["Lattice"]
 
-# Three planes of the guide axis cost little and keep every pixel of a filter off the border, where the derivative by the guide is 0.
+# Nodes beyond either end of the guide's range. They cost little, and keep every pixel of a filter off the border of the grid, where the derivative by the
+# guide is 0.
 _SIGMA_PADDING = 1
 
 _KINDS = ("cell_centered", "half_pixel", "corner_aligned", "sigma")
@@ -27,8 +28,8 @@ class Lattice:
 
         z = g * scale_z + offset_z,   y = i * scale_y + offset_y,   x = j * scale_x + offset_x
 
-    Node ``k`` of an axis has the tent weight ``max(0, 1 - |z - k|)``; coordinates outside the grid saturate at its border. Build one with
-    `cell_centered` (the default of every operator), `half_pixel`, `corner_aligned` or `from_sigma`.
+    A pixel at ``z`` weighs node ``k`` by the tent ``max(0, 1 - |z - k|)``, and likewise along y and x. Coordinates outside the grid saturate at its border.
+    Build a lattice with `cell_centered` (the default of every operator), `half_pixel`, `corner_aligned` or `from_sigma`.
 
     Attributes:
         kind: the mapping: ``"cell_centered"``, ``"half_pixel"``, ``"corner_aligned"`` or ``"sigma"``.
@@ -63,17 +64,41 @@ class Lattice:
 
     @classmethod
     def cell_centered(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
-        """HDRNet's lattice, and that of ``grid_sample(align_corners=False)``: scale ``(D, Gh/H, Gw/W)``, offset ``(-1/2, Gh/2H - 1/2, Gw/2W - 1/2)``."""
+        """HDRNet's lattice, and that of ``grid_sample(align_corners=False)``: scale ``(D, Gh/H, Gw/W)``, offset ``(-1/2, Gh/2H - 1/2, Gw/2W - 1/2)``.
+
+        Args:
+            size: nodes ``(D, Gh, Gw)`` of the grid.
+            image_size: pixels ``(H, W)`` of the image.
+
+        Raises:
+            TypeError, ValueError: sizes that are not whole numbers of at least 1.
+        """
         return cls("cell_centered", *_sizes(size, image_size))
 
     @classmethod
     def half_pixel(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
-        """The lattice of gsplat, bilarf and BGU: scale ``(D-1, (Gh-1)/H, (Gw-1)/W)``, offset ``(0, (Gh-1)/2H, (Gw-1)/2W)``."""
+        """The lattice of gsplat, bilarf and BGU: scale ``(D-1, (Gh-1)/H, (Gw-1)/W)``, offset ``(0, (Gh-1)/2H, (Gw-1)/2W)``.
+
+        Args:
+            size: nodes ``(D, Gh, Gw)`` of the grid.
+            image_size: pixels ``(H, W)`` of the image.
+
+        Raises:
+            TypeError, ValueError: sizes that are not whole numbers of at least 1.
+        """
         return cls("half_pixel", *_sizes(size, image_size))
 
     @classmethod
     def corner_aligned(cls, size: tuple[int, int, int], image_size: tuple[int, int]) -> Lattice:
-        """The lattice of nerfstudio and ``align_corners=True``: scale ``(D-1, (Gh-1)/(H-1), (Gw-1)/(W-1))``, 0 where H or W is 1, and no offset."""
+        """The lattice of nerfstudio and ``align_corners=True``: scale ``(D-1, (Gh-1)/(H-1), (Gw-1)/(W-1))``, 0 where H or W is 1; offset 0.
+
+        Args:
+            size: nodes ``(D, Gh, Gw)`` of the grid.
+            image_size: pixels ``(H, W)`` of the image.
+
+        Raises:
+            TypeError, ValueError: sizes that are not whole numbers of at least 1.
+        """
         return cls("corner_aligned", *_sizes(size, image_size))
 
     @classmethod
@@ -92,14 +117,14 @@ class Lattice:
             sigma_space: standard deviation in pixels, above 0.
             sigma_color: standard deviation in units of the guide, above 0.
             image_size: ``(H, W)``.
-            guide_range: least and greatest guide value; the grid covers it with a node to spare on either side, and values beyond saturate.
-            nodes_per_sigma: nodes a sigma along ``(z, y, x)``.
+            guide_range: ``(least, greatest)`` guide value. The grid reaches one node beyond either end; values farther out saturate there.
+            nodes_per_sigma: grid nodes per sigma along ``(z, y, x)``.
 
         Returns:
             The lattice and its ``size`` ``(D, Gh, Gw)``.
 
         Raises:
-            TypeError: an argument that is not of numbers, or of another count of them.
+            TypeError: an argument that is not a number, or not as many numbers as it should be.
             ValueError: a sigma, a range or a density that is not finite and positive.
 
         Example:
@@ -134,11 +159,15 @@ class Lattice:
         return cls("sigma", size, (height, width), (0, 0), steps, (height, width)), size
 
     def crop(self, top: int, left: int) -> Lattice:
-        """The same lattice seen from a tile whose first pixel is ``(top, left)`` of this one: slicing the tile equals slicing the whole and cropping.
+        """The same lattice seen from a tile whose first pixel is ``(top, left)`` of this one: slicing a tile with it equals slicing the whole image and cropping.
 
         Raises:
             TypeError: a ``top`` or ``left`` that is not an integer.
             ValueError: a negative one, or one beyond the image.
+
+        Example:
+            >>> Lattice.half_pixel((8, 16, 16), (1080, 1920)).crop(540, 0).origin
+            (540, 0)
         """
         top, left = integer("top", top, _WHOLE), integer("left", left, _WHOLE)
         row, column = self.origin[0] + top, self.origin[1] + left
@@ -154,6 +183,10 @@ class Lattice:
         Raises:
             TypeError, ValueError: a size that is not ``(H, W)`` in whole pixels.
             ValueError: a lattice seen from a tile.
+
+        Example:
+            >>> Lattice.cell_centered((8, 16, 16), (270, 480)).resize((1080, 1920)) == Lattice.cell_centered((8, 16, 16), (1080, 1920))
+            True
         """
         if any(self.origin):
             raise ValueError(f"resize takes a lattice of a whole image, got one seen from (top, left) = {self.origin}")
@@ -161,7 +194,7 @@ class Lattice:
 
     @property
     def scale(self) -> tuple[float, float, float]:
-        """Nodes a unit of guide, a row and a column: ``(z, y, x)``."""
+        """Nodes per unit of guide, per row and per column: ``(z, y, x)``."""
         (depth, rows, columns), (height, width) = self.size, self.image_size
         if self.kind == "cell_centered":
             return float(depth), rows / height, columns / width
@@ -190,7 +223,7 @@ class Lattice:
 
     @property
     def _shrunk(self) -> tuple[float, float]:
-        """Pixels that steps are given in to one of the image's, along y and x."""
+        """How many of the pixels that `steps` are given in make one of the image's, along y and x."""
         return self.steps_size[0] / self.image_size[0], self.steps_size[1] / self.image_size[1]
 
     @property
@@ -201,7 +234,7 @@ class Lattice:
 
 
 def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    """Both sizes as tuples, refused where they are not (D, Gh, Gw) and (H, W) in integers of at least 1."""
+    """Both sizes as tuples. Refuses what is not (D, Gh, Gw) and (H, W) in integers of at least 1."""
     sizes = []
     for name, symbols, value in (("size", "(D, Gh, Gw)", size), ("image_size", "(H, W)", image_size)):
         count = symbols.count(",") + 1
@@ -218,9 +251,9 @@ def _sizes(size: tuple[int, int, int], image_size: tuple[int, int]) -> tuple[tup
 
 
 def _ceil_product(extent: float, step: float) -> int:
-    """``ceil(extent * step)``, of what is not negative, but for roundings above an integer, which need no node.
+    """``ceil(extent * step)`` of a product that is not negative, less a tolerance: what rounding puts just above an integer needs no further node.
 
-    The coordinate of a last pixel less than a billionth beyond a node saturates there. By a trunc, which torch.export can write to a file; a symbolic ceil it
-    cannot. The number stands here because a compiler with dynamic shapes takes a float of the module for an input.
+    A last pixel less than a billionth beyond a node saturates there. Computed by trunc, since torch.export cannot write a symbolic ceil to a file. The number
+    stands here because a compiler with dynamic shapes would take a float of the module for an input.
     """
     return math.trunc(extent * step + (1 - 1e-9))

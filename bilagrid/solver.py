@@ -22,8 +22,9 @@ def conjugate_gradients(
 ) -> Tensor:
     """Solves ``times(x) = right``, from 0 on, for a symmetric and positive definite ``times``.
 
-    Of ``right``, ``(N, C, ...)``, each image and channel is a system of its own, and stops by itself when its residual, in the norm of the preconditioner, has
-    gone down by ``tolerance``, or after ``most_steps``; one that is not finite is NaN. Every 8 steps the host looks whether all have stopped, where it can.
+    Each image and channel of ``right``, ``(N, C, ...)``, is a system of its own. It stops by itself when its residual, in the norm of the preconditioner, has
+    fallen by a factor of ``tolerance``, or after ``most_steps``; one that is not finite gives NaN. Every 8 steps the host looks, where it can, whether all have
+    stopped.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -33,9 +34,9 @@ def conjugate_gradients(
     direction = preconditioned = precondition(residual)
     error = dot(residual, preconditioned)
     enough = tolerance**2 * error
-    # What is not finite has no solution, and no step would be taken for it.
+    # A system that is not finite has no solution, and would take no step.
     x = torch.where(error.isfinite(), torch.zeros_like(residual), torch.nan)
-    # Under vmap the host cannot look, and what has ended stays as it is. Without data, one step launches what all do.
+    # Under vmap the host cannot look: all steps are taken, and a system that has stopped stays as it is. On the meta device one step launches what each would.
     can_look = torch.compiler.is_compiling() or not (
         right.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(error)
     )

@@ -22,25 +22,25 @@ from bilagrid.solver import conjugate_gradients
 
 _METHODS = ("fast", "global")
 
-# Weight and sigma, in nodes, of the Gaussians by which a cell reads its neighbours: hardly at all where it has pixels of its own, since splat and slice
-# smooth already, and by a tail as long as a membrane's where it has none.
+# Weight and sigma, in nodes, of the Gaussians by which a cell reads its neighbours. One with pixels of its own hardly reads them, since splat and slice smooth
+# already; one without reads far, by a tail as long as a membrane's.
 _TAIL = ((1.0, 0.35), (1e-2, 1.0), (1e-3, 2.0))
 
-# How many pixels of the image's mean power the prior weighs as: the sums are not divided by their cell's mass, so a cell of few pixels gets more of it.
+# The prior weighs as much as this many pixels of the image's mean power. Sums are not divided by the mass of their cell, so it counts for more in sparse cells.
 _PRIOR = 0.1
-# Beside that, as many roundings of a sum as keep a Gram matrix of dependent channels positive definite, whatever the mass.
+# On top of that, as many roundings of a sum as keep the Gram matrix of linearly dependent channels positive definite, whatever the mass.
 _ROUNDINGS = 32
 
 # The published smoothness of the global solve, as weights of the differences that are squared.
 _SMOOTH_XY = 1.0
 _SMOOTH_Z = 4e-7
-# How many pixels the fast fit weighs as in the global one: it decides where there are none, and colours that lie on a line.
+# The fast fit weighs as much as this many pixels in the global one: it decides where a cell has no pixels, or all their colours lie on a line.
 _TRUST = 1e-2
 
 _MOST_STEPS = 200
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
-# Keeps 0 / 0 at 1, and disappears beside any pixel.
+# Makes 0 / 0 one, and vanishes beside a single pixel.
 _TINY = 1e-12
 
 
@@ -55,38 +55,40 @@ def fit(
     noise: Tensor | None = None,
     method: str = "fast",
 ) -> Tensor:
-    """Fits to a pair of images the grid of affine colour maps A that turn the one into the other::
+    """Fits the grid of affine colour maps A that turn one image into another::
 
         A = argmin sum_p weight(p) |slice(A, guide)(p) [image(p); 1] - target(p)|² + a prior
 
-    so that ``slice_apply(fit(image, target, guide, size=size), guide, image)`` is near ``target``, and near the same edit of a larger version of the image.
+    so that ``slice_apply(fit(image, target, guide, size=size), guide, image)`` is near ``target``. Applied to a larger version of the image, the maps come near the
+    same edit of that.
 
     ``"fast"`` solves in each cell alone, with t = [image; 1] and w_k the weights of `splat`::
 
         A_k (G_k + λ_k) = R_k + λ_k g_k E,   G_k = sum_p w_k weight t tᵀ,   R_k = sum_p w_k weight target tᵀ,   λ_k = diag(power) (0.1 + rounding mass_k)
 
-    G and R splatted, then blurred by a narrow Gaussian with a long tail. The prior g E is a gain times the identity (the mean over the image's channels
-    where their number is not the target's): g_k is the least-squares gain of the cell, and goes over to that of the whole image as the cell's mass goes to 0.
-    It weighs as much as a tenth of a pixel whose channels have the mean power of the image's: most in sparse cells, and alone in empty ones.
+    where G and R are splatted, then blurred by a narrow Gaussian with a long tail. The prior is g E: a gain times the identity E, or times the mean over the image's
+    channels if their number is not the target's. g_k is the least-squares gain of the cell, and goes over to that of the whole image as the cell's mass goes to
+    0. The prior weighs as much as a tenth of a pixel of the image's mean power: most in sparse cells, and alone in empty ones.
 
-    ``"global"`` minimises over all cells at once, from the fast fit on, by conjugate gradients whose matrix is slice and splat::
+    ``"global"`` solves for all cells at once, starting from the fast fit, by conjugate gradients whose matrix is slice and splat. It minimises::
 
         sum_p weight |..|² + (bx bz / by)² |Δy A|² + (by bz / bx)² |Δx A|² + (4e-7 bx by / bz²)² |Δz² A|² + 0.01 power |A - fast|²
 
-    with the data term a sum over pixels, b the pixels or guide units a node and Δ differences of neighbours, as published, but for the last term. It is
-    nearer to the target and many times slower.
+    where the first term is a sum over pixels, the b are pixels or guide units per node, and Δ takes differences of neighbours; all but the last term is as
+    published. It comes nearer to the target and is many times slower.
 
     Args:
-        image: ``(N, C_in, H, W)``, any floating type, strides and number of channels. The published smoothness is meant for values from 0 to 1; all else
-            scales with the image.
-        target: ``(N, C_out, H, W)``, what became of it.
+        image: ``(N, C_in, H, W)``, any floating type, strides and number of channels. The smoothness of the global fit is meant for values from 0 to 1;
+            all else scales with the image.
+        target: ``(N, C_out, H, W)``, the edited image.
         guide: ``(N, H, W)``, by default the image itself where C_in is 1, its BT.601 luma where C_in is 3.
-        size: nodes ``(D, Gh, Gw)`` of the grid; published are 8 planes and a node every 16 pixels.
+        size: nodes ``(D, Gh, Gw)`` of the grid; 8 planes and a node every 16 pixels are as published.
         lattice: where pixels land; `Lattice.cell_centered` by default, as in every operator.
-        weight: ``(N, H, W)``, how much each pixel counts, or a mask (bool) of those that do. Where it is not above 0, nothing else is read, NaN and infinities included.
-        noise: ``(N, C_in, H, W)``, not negative: the variance of what the maps will meet in an image and ``image`` does not show, such as the noise that went
-            as it was shrunk. The sum that is made least becomes ``sum_p weight (|..|² + sum_i noise_i |A_i|²)``, so that maps lean on the channels that
-            have little of it. For ``"fast"`` alone.
+        weight: ``(N, H, W)``, how much each pixel counts, or a mask (bool) of those that do. Where it is not above 0 no other tensor is read, and they may hold
+            anything there, NaN included.
+        noise: ``(N, C_in, H, W)``, not negative: the variance that each channel will have where the maps are applied, but does not have in ``image``, such as
+            noise that shrinking removed. The sum to be minimised becomes ``sum_p weight (|..|² + sum_i noise_i |A_i|²)``, so that the maps rely on the
+            channels with little of it. For ``"fast"`` alone.
         method: ``"fast"`` or ``"global"``.
 
     Returns:
@@ -98,9 +100,8 @@ def fit(
             channels.
 
     Gradients: to image, target, guide, weight and noise, of any order in reverse mode; those of the global fit by solving with the same matrix once more.
-    Deterministic. The global solve takes at most 200 steps, and ends when the residual has gone down by 1e-4 (1e-12 in float64) in every image and output
-    channel, each of which stops by itself; every 8 steps the host looks whether all have, the one synchronisation, where
-    ``torch.compile`` breaks its graph.
+    Deterministic. In the global fit each output channel of each image stops by itself when its residual has fallen by a factor of 1e-4 (1e-12 in float64), or
+    after 200 steps. Every 8 steps the host looks whether all have stopped: it waits for a GPU there, and ``torch.compile`` breaks its graph.
 
     Source: Chen, Adams, Wadhwa and Hasinoff, "Bilateral guided upsampling", SIGGRAPH Asia 2016, sections 3 and 4; the constant prior is Halide's.
 
@@ -141,31 +142,33 @@ def guided_upsample(
     size: tuple[int, int, int] | None = None,
     method: str = "fast",
 ) -> Tensor:
-    """Brings an edit that was made on a small version of an image to the image itself::
+    """Repeats on an image an edit that was made on a small version of it::
 
         out = A(guide_high) [image_high; 1] + upsampled(target_low - A(guide_low) [image_low; 1]),   A = fit(image_low, target_low, guide_low)
 
-    The maps carry the edit with all the detail of ``image_high``; what no map of the grid explains, such as a vignette steeper than its cells, is brought up
-    bilinearly. As published, without that second term, it is ``slice_apply(fit(image_low, target_low, size=size), None, image_high)``.
+    The maps A of a grid carry the edit over with all the detail of ``image_high``. What no map explains, such as a vignette steeper than the grid's cells, is
+    enlarged bilinearly. Without that second term, as published, it is ``slice_apply(fit(image_low, target_low, size=size), None, image_high)``.
 
     Args:
         image_high: ``(N, C_in, H, W)``, any floating type and number of channels.
-        image_low: ``(N, C_in, h, w)``, the same image at another size, the areas of the two aligned.
-        target_low: ``(N, C_out, h, w)``, what became of ``image_low``.
-        guide_high, guide_low: ``(N, H, W)`` and ``(N, h, w)``, both or neither: by default the images themselves where C_in is 1, their luma where it is 3.
+        image_low: ``(N, C_in, h, w)``, the same image at another size, both covering the same area.
+        target_low: ``(N, C_out, h, w)``, the edited ``image_low``.
+        guide_high, guide_low: ``(N, H, W)`` and ``(N, h, w)``, both or neither; by default the images themselves where C_in is 1, their BT.601 luma where C_in
+            is 3.
         size: nodes ``(D, Gh, Gw)``; by default 8 planes and a node every 16 pixels of ``image_low``.
-        method: of `fit`, ``"fast"`` or ``"global"``.
+        method: ``"fast"``, each cell of the grid by itself, or ``"global"``, all at once: nearer to the edit and slower, see `fit`.
 
     Returns:
-        ``(N, C_out, H, W)`` in the dtype of ``image_high``. It is not clamped: maps may lead a little out of the range of ``target_low``.
+        ``(N, C_out, H, W)`` in the dtype of ``image_high``. It is not clamped: it may leave the range of ``target_low`` a little.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
-        ValueError: as `fit`, images whose channels differ in number, or one guide without the other.
+        ValueError: shapes, devices or a size that do not fit, images whose channels differ in number, another method, one guide without the other, or none
+            for images of 2 or more than 3 channels.
 
-    Gradients: to all tensors, of any order in reverse mode. Deterministic.
+    Gradients: to all tensors, of any order in reverse mode. Deterministic. The ``"global"`` fit synchronises, as `fit` says.
 
-    Source: as `fit`.
+    Source: Chen, Adams, Wadhwa and Hasinoff, "Bilateral guided upsampling", SIGGRAPH Asia 2016; the second term is ours.
 
     Example:
         >>> photo = torch.rand(1, 3, 192, 256)
@@ -255,7 +258,7 @@ def _fit(
 def _moments(image: Tensor, target: Tensor, guide: Tensor, weight: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
     """``G = splat(weight t tᵀ)``, ``(N, n, n, D, Gh, Gw)``, and ``R = splat(weight target tᵀ)``, ``(N, C_out, n, D, Gh, Gw)``, with t = [image; 1].
 
-    slice_apply's adjoint forms the products in its kernel. G's last row is its last column.
+    The adjoint of slice_apply forms these products in its kernel, all but G's last row, which is its last column.
     """
     scale = weight.unsqueeze(1)
     terms = image.shape[1] + 1
@@ -276,7 +279,7 @@ def _solve_cells(gram: Tensor, right: Tensor, power: Tensor) -> Tensor:
     if outputs != terms - 1:
         identity = torch.full_like(identity, 1 / (terms - 1))
         identity[:, -1] = 0
-    # The gain g that makes sum |target - g E t|² least, in the cell and in the whole image. Not by einsum, whose sums depend on the batch.
+    # The gain g that minimises sum |target - g E t|², in each cell and in the whole image. Not by einsum, whose sums depend on the batch.
     at_cells = (..., None, None, None)
     along = (right * identity[at_cells]).sum((1, 2))
     with without_autocast(gram):
@@ -304,7 +307,7 @@ def _fitted(grid: Tensor, image: Tensor, guide: Tensor, weight: Tensor, lattice:
 
 
 def _smoothness(lattice: Lattice) -> list[tuple[int, int, float]]:
-    """Axis of a grid, order of the difference along it and its weight, squared; axes too short for a difference are left out."""
+    """The smoothness terms: an axis of the grid, the order of the difference along it, and its squared weight. Axes too short for a difference have none."""
     (depth, rows, columns), (height, width) = lattice.size, lattice.image_size
     bz, by, bx = 1 / (lattice.scale[0] or 1), height / rows, width / columns
     weights = (
@@ -326,7 +329,7 @@ def _roughness(grid: Tensor, lattice: Lattice) -> Tensor:
 
 
 def _inverse_blocks(gram: Tensor, ridge: Tensor, power: Tensor, lattice: Lattice) -> Tensor:
-    """What the conjugate gradients are preconditioned by, ``(N, 1, n, n, D, Gh, Gw)``: the inverse of each cell's own block, its neighbours' tents added in."""
+    """The preconditioner of the conjugate gradients, ``(N, 1, n, n, D, Gh, Gw)``: the inverse of each cell's own block, its neighbours' tents added in."""
     # A first difference, squared, has 2 on its diagonal, a second 6.
     smooth = sum({1: 2, 2: 6}[order] * weight for _, order, weight in _smoothness(lattice))
     mass = gram[:, -1:, -1]
@@ -339,7 +342,7 @@ def _inverse_blocks(gram: Tensor, ridge: Tensor, power: Tensor, lattice: Lattice
 class _Solve(Function):
     """Solves ``(S + ridge) x = right`` for all cells, S the matrix of `_fitted` and `_roughness`.
 
-    S is symmetric, so the gradient by ``right`` is another solve, ``λ``, and those by what S is made of are those of ``-<λ, S x>``: of a product of two
+    S is symmetric, so the gradient by ``right`` is another solve, ``λ``, and the gradients by what S is made of are those of ``-<λ, S x>``, a product of two
     `slice_apply`. All are differentiable in turn.
     """
 

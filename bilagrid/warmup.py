@@ -20,24 +20,23 @@ def warmup(
 ) -> None:
     """Compiles every kernel that ``function(*arguments)`` and its gradients need, so that the first call is as fast as the next.
 
-    On a GPU nothing is launched and no memory is taken: the function runs on tensors without data, and the kernels that it would launch are compiled, for
-    any image size, batch and origin that asks for the same variants. On the CPU it runs once, on zeros.
+    On a GPU nothing is launched and no memory is taken: the function runs on tensors without data, and the kernels that it would launch are compiled. They then
+    serve every image size, batch and origin that needs the same variants. On the CPU the function runs once, on zeros.
 
     Args:
-        function: an operator of this package, or any function or module that calls some; it must not look into its tensors. A filter needs its
-            ``guide_range`` given for that.
-        arguments: the function's. A tensor stands for one of its shape, strides and dtype, on whichever device it is; a shape, a tuple of integers, for a
-            contiguous one of ``dtype``. All else is passed on as it is; so a ``size``, which is no shape, is given as a list.
-        dtype: of the tensors given by their shape.
-        device: to compile for; by default the current GPU, or the CPU where there is none.
+        function: an operator of this package, or any function or module that calls operators. It must not read the values of its tensors: so give a filter
+            its ``guide_range``.
+        arguments: the function's. A tensor stands for one of its shape, strides and dtype, whatever device it is on; a tuple of integers is a shape and
+            stands for a contiguous tensor of ``dtype``. All else is passed on as it is; so give a ``size``, which is no shape, as a list.
+        dtype: of the tensors given by a shape.
+        device: what to compile for; by default the current GPU, or the CPU where there is none.
         backward: whether the gradients' kernels are compiled too.
 
     Raises:
         TypeError: a function that cannot be called.
-        ValueError: a device that is neither a CPU nor a CUDA or ROCm GPU, or a GPU where torch sees none; and whatever the function raises for such
-            arguments.
+        ValueError: a device that is neither a CPU nor a CUDA or ROCm GPU, or a GPU where torch sees none.
 
-    Deterministic: warmed or not, a function gives the same bits.
+    Whatever the function raises for such arguments is raised too. It makes no difference to results: warmed up or not, a function gives the same bits.
 
     Example:
         >>> import bilagrid
@@ -66,7 +65,7 @@ def warmup(
 def _run(
     function: Callable[..., Any], arguments: tuple[Any, ...], dtype: torch.dtype, device: str, backward: bool
 ) -> None:
-    """The function once, and its gradients by all tensors that have some."""
+    """Runs the function once, and its gradients by all tensors that have one."""
     given = [_stand_in(argument, dtype, device) for argument in arguments]
     leaves = [
         value.requires_grad_()
@@ -81,7 +80,7 @@ def _run(
 
 
 def _stand_in(argument: Any, dtype: torch.dtype, device: str) -> Any:
-    """Zeros, or on the meta device nothing, that lie as a tensor does or have a shape; anything else as it is."""
+    """Zeros laid out as a tensor, or of a shape; without data on the meta device. Anything else as it is."""
     if isinstance(argument, Tensor):
         lying = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device=device)
         return lying.zero_()

@@ -58,6 +58,20 @@ def test_examples(module: ModuleType, name: str) -> None:
     assert failed == 0
 
 
+FUNCTIONS = sorted(name for name in bilagrid.__all__ if inspect.isfunction(getattr(bilagrid, name)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_says_all_that_a_caller_asks(name: str) -> None:
+    text = inspect.getdoc(getattr(bilagrid, name)) or ""
+    sections = ["Args:", "Raises:", "Example:"]
+    if name != "warmup":  # it computes nothing
+        sections += ["Returns:", "Gradients:", "Source:"]
+        assert "::\n" in text, "no formula"
+        assert "Deterministic" in text or "the same bits" in text
+    assert [section for section in sections if f"\n{section}" not in text] == []
+
+
 def test_every_public_module_is_read() -> None:
     assert {"bilagrid", "bilagrid.nn", "bilagrid.compat.gsplat", "bilagrid.compat.hdrnet"} <= set(MODULES)
 

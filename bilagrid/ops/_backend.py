@@ -1,4 +1,4 @@
-"""Which backend a tensor's device means, and how its launchers are found."""
+"""Which backend serves a tensor's device, and how its launchers are found."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _rehearsing = False
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Within it, operators on meta tensors go through the GPU's launchers, which must be recording, instead of through their fakes."""
+    """Within it, operators on meta tensors run the GPU's launchers, which must be recording, in place of their fakes."""
     global _rehearsing
     before, _rehearsing = _rehearsing, True
     try:
@@ -58,7 +58,7 @@ def launcher(module: str, function: str, device: str) -> Callable[..., Any]:
 
 
 def operator(module: str, function: str, device: str) -> Callable[..., Any]:
-    """The `launcher` of an operator; on a GPU by plans of its launches."""
+    """The `launcher` of an operator; on a GPU with its launches kept as a plan (`bilagrid.gpu._plan`)."""
     return _operator(_cpu_backend if device == "cpu" else "gpu", module, function)
 
 

@@ -1,4 +1,4 @@
-"""Grids chosen from a bank: the way of their gradients back to it."""
+"""Grids chosen from a bank: how their gradients get back to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bilagrid.ops._register import raw_operator
 
 
 def to_bank(parts: Tensor, bank: Tensor, index: Tensor | None, *, sparse: bool = False) -> Tensor:
-    """The gradient by ``bank`` of what was read from its grids ``index``, of which each has the gradient ``parts[n]``; without an index that is it.
+    """The gradient by ``bank``, where ``parts[n]`` is that by ``bank[index[n]]``; without an index, ``parts`` themselves.
 
-    Where ``sparse``, a sparse COO tensor of these grids alone, as `torch.nn.Embedding` gives: an index may come several times, and counts as often.
+    With ``sparse`` it is a sparse COO tensor of these grids alone, as `torch.nn.Embedding` gives; a grid that several ``n`` name is in it as often.
     """
     if index is None:
         return parts.to(bank.dtype)
@@ -28,7 +28,7 @@ def to_bank(parts: Tensor, bank: Tensor, index: Tensor | None, *, sparse: bool =
 
 
 def refuse_unless_sparse(*tensors: Tensor) -> None:
-    """Says in words of our own where torch has no sparse tensors: under vmap, and in a graph of Dynamo's, which breaks here unless it must be whole."""
+    """Refuses, naming the remedy, where torch has no sparse tensors: under vmap, and in a Dynamo graph that must be whole; another graph breaks here."""
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(
             msg="a gradient with sparse=True breaks a graph; pass sparse=False for fullgraph=True"
@@ -57,7 +57,7 @@ def _fake_collect(parts: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _vmap_collect(info: Any, in_dims: tuple[Any, ...], parts: Tensor, index: Tensor, count: int) -> tuple[Tensor, int]:
-    """Parts that share an index are parts of more channels; else as many banks in a row as there are items."""
+    """Items that share an index are collected as channels; else there is a bank for each item, one after another."""
     batch = info.batch_size
     if in_dims[1] is None:
         out = raw_collect(parts.movedim(in_dims[0], 1).flatten(1, 2), index, count)

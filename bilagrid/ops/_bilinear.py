@@ -9,9 +9,9 @@ from bilagrid.ops.slice import slice_
 
 
 def bilinear_(image: Tensor, at: Tensor) -> Tensor:
-    """A checked image ``(N, C, h, w)`` at the size of ``at`` ``(N, H, W)``, areas aligned, as ``interpolate(mode="bilinear")``, whose gradient adds by atomics.
+    """A checked image ``(N, C, h, w)`` at the size of ``at`` ``(N, H, W)``, as torch's ``interpolate(mode="bilinear")``, whose gradient adds by atomics.
 
-    Of one plane, a grid is an image and slicing it is bilinear interpolation; what guides it does not matter, but where ``at`` is NaN so is the result.
+    An image is a grid of one plane, and slicing that is bilinear interpolation. The values of ``at`` do not matter, but where it is NaN so is the result.
     """
     height, width = image.shape[2:]
     plane = Lattice.cell_centered((1, height, width), (at.shape[1], at.shape[2]))

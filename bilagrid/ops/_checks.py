@@ -1,4 +1,4 @@
-"""What every operator asks of its arguments, said before any kernel starts."""
+"""What every operator asks of its arguments, checked before any kernel starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def sparse(value: Any, index: Tensor | None) -> None:
-    """A gradient can be sparse where grids are chosen by an index."""
+    """``sparse`` is a flag, and comes with an index: only then does a gradient have few grids."""
     flag("sparse", value)
     if value and index is None:
         raise ValueError("sparse=True needs an index, which chooses the grids that have a gradient; pass index=(N,)")
@@ -26,7 +26,7 @@ def flag(name: str, value: Any) -> None:
 
 
 def tensors(*, optional: Tensor | None = None, **named: Tensor) -> None:
-    """All named are floating-point tensors on one CPU or GPU, and none carries a forward-mode tangent; so is the ``optional`` guide if it is given."""
+    """All named are dense floating-point tensors on one CPU or GPU without a forward-mode tangent; ``optional`` is a guide that may be None."""
     first: tuple[str, torch.device] | None = None
     if optional is not None:
         named["guide"] = optional
@@ -51,7 +51,7 @@ def tensors(*, optional: Tensor | None = None, **named: Tensor) -> None:
 
 
 def _has_tangent(tensor: Tensor) -> bool:
-    """Whether forward mode reaches the tensor; one wrapped by an inner transform, as in ``torch.func.hessian``, hides its tangent and counts as reached."""
+    """Whether forward mode differentiates the tensor. One wrapped by an inner transform, as in ``torch.func.hessian``, hides its tangent and counts as well."""
     if forward_ad._current_level < 0:
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -62,7 +62,7 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def rank(name: str, tensor: Tensor, symbols: str) -> None:
-    """``tensor`` has as many dimensions as ``symbols`` names, and none but a batch N may be empty."""
+    """``tensor`` has as many dimensions as ``symbols`` names, and none but a leading N is empty."""
     if tensor.ndim != symbols.count(", ") + 1:
         raise ValueError(f"{name} must have shape {symbols}, got {tuple(tensor.shape)}")
     batched = symbols.startswith("(N,")
@@ -73,7 +73,7 @@ def rank(name: str, tensor: Tensor, symbols: str) -> None:
 
 
 def same(name: str, tensor: Tensor, symbols: str, expected: tuple[Any, ...], other: str) -> None:
-    """``tensor`` has the shape that ``other`` asks of it."""
+    """``tensor`` has the ``expected`` shape, which follows from the argument called ``other``."""
     rank(name, tensor, symbols)
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} must have shape {symbols} = {expected} to match {other}, got {tuple(tensor.shape)}")

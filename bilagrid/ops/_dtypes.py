@@ -1,4 +1,4 @@
-"""What is computed in which type."""
+"""In which type things are computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it is of a half type, else itself: what products and sums are computed in before they are rounded once, at the end."""
+    """The tensor in float32 if it is of a half type, else itself: products and sums are computed so, and rounded once, at the end."""
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
@@ -22,6 +22,6 @@ def promoted(*tensors: Tensor) -> torch.dtype:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Within it, autocast does not round to half types the products that a composition makes of a tensor like this one."""
+    """Within it autocast rounds no product on this tensor's device to half types."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()

@@ -1,4 +1,4 @@
-"""What every differentiable operator is."""
+"""The base of every differentiable operator."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch._functorch.utils import unwrap_dead_wrappers
 
 
 class Function(torch.autograd.Function):
-    """An `autograd.Function` that vmap maps by itself, and whose ``apply`` takes positional arguments and is cheap."""
+    """An `autograd.Function` with a vmap rule, whose ``apply`` is cheap and takes positional arguments only."""
 
     generate_vmap_rule = True
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Torch's, less what it does first at every call: bind the arguments to the signature of ``forward``, to fill in defaults that there are none of."""
+        """As torch's, but without binding the arguments to the signature of ``forward``, which costs time and would only fill in defaults."""
         if torch.compiler.is_dynamo_compiling():
             torch._dynamo.skip_frame("what broke a graph runs as it is")
         if torch._C._are_functorch_transforms_active():

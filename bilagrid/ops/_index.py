@@ -23,7 +23,7 @@ def check_index(index: Tensor, like: Tensor, other: str) -> None:
 
 
 def check_range(index: Tensor | None, count: int) -> None:
-    """Every index is one of ``count`` grids. Reads the index, so on a GPU it waits for it."""
+    """Every index is one of ``count`` grids. It reads the index, for which the host waits for a GPU."""
     if index is None or index.numel() == 0:
         return
     # What is expanded is read once.
@@ -35,7 +35,7 @@ def check_range(index: Tensor | None, count: int) -> None:
 
 
 def for_images(index: Tensor | None, images: Tensor, what: str, bank: Tensor | None = None) -> None:
-    """An ``index (N,)`` fits ``images``, called ``what``, of which each has its grid in ``bank`` where they read one."""
+    """An ``index (N,)`` fits the ``images``, called ``what``, and the ``bank`` that they read, if they read one."""
     if index is None:
         return
     check_index(index, images, what)
@@ -46,7 +46,7 @@ def for_images(index: Tensor | None, images: Tensor, what: str, bank: Tensor | N
 
 
 def check_bank(bank: Tensor, images: Tensor) -> None:
-    """There is something to choose from for images, or points, if there are any."""
+    """The bank has a grid to choose, if there are images (or points) at all."""
     if bank.shape[0] == 0 and images.numel() > 0:
         raise ValueError(f"grid must have at least one grid to choose from, got {tuple(bank.shape)}")
 
@@ -60,11 +60,11 @@ def folded(index: Tensor, dim: int | None, batch: int, count: int | None = None)
 
 
 def along(index: Tensor, leading: Sequence[int]) -> Tensor:
-    """``index`` expanded to the dimensions ``leading``, from the first on: those that it lacks at the end are as if of extent 1."""
+    """``index`` expanded to the dimensions ``leading``, of which it may lack some at the end."""
     padded = index.reshape((*index.shape, *(1,) * (len(leading) - index.ndim)))
     return padded.expand(tuple(leading))
 
 
 def shifted(index: Tensor, count: int, banks: Tensor) -> Tensor:
-    """``index`` into banks of ``count`` grids as one into all of them, one after the other; what is out of range stays so."""
+    """An index into each of several ``banks`` of ``count`` grids as one into all of them in a row; what is out of range stays so."""
     return torch.where((index >= 0) & (index < count), index + banks * count, -1)

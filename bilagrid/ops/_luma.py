@@ -10,16 +10,16 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def luma(image: Tensor) -> Tensor:
-    """Luma ``(N, H, W)`` of an image ``(N, 3, H, W)``, in float32 for half types, as the kernels compute it: rounded, a pixel could change its cell.
+    """Luma ``(N, H, W)`` of an image ``(N, 3, H, W)``, in float32 for half types as the kernels compute it: rounded to half, a pixel could change its cell.
 
-    Linear, so also the way a gradient by luma's argument is carried back.
+    It is linear, so it also takes a derivative of the image along a direction to that of its luma.
     """
     red, green, blue = widened(image).unbind(1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def own_guide(name: str, image: Tensor) -> Tensor:
-    """The guide ``(N, H, W)`` of the image called ``name``; refuses one of neither 1 nor 3 channels."""
+    """The guide ``(N, H, W)`` of an image that comes without one. An error calls the image by its ``name``."""
     if image.shape[1] == 1:
         return image[:, 0]
     if image.shape[1] == 3:

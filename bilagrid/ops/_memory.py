@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def empty_as(image: Tensor, channels: int) -> Tensor:
-    """An uninitialised ``(N, channels, H, W)`` that lies as ``image`` does: with its strides, or channels last if it is so and the count differs."""
+    """An uninitialised ``(N, channels, H, W)`` laid out as ``image``: with its strides, or if it has another number of channels, contiguous or channels last."""
     if channels == image.shape[1]:
         return torch.empty_like(image)
     batch, _, height, width = image.shape
@@ -19,9 +19,9 @@ def empty_as(image: Tensor, channels: int) -> Tensor:
 
 
 def empty_grid(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype, *, interleaved: bool) -> Tensor:
-    """An uninitialised grid ``(N, channels, D, Gh, Gw)`` for a batch as ``like``'s: contiguous, or laid out ``(N, Gh, Gw, D, channels)``.
+    """An uninitialised grid ``(N, channels, D, Gh, Gw)`` with the batch size of ``like``: contiguous, or interleaved, ``(N, Gh, Gw, D, channels)`` in memory.
 
-    Interleaved, all that a pixel reads at one place of the image lies together, and a row of nodes is one piece of memory.
+    In an interleaved grid all that a pixel reads at one node of the plane lies together, and a row of nodes is one piece of memory.
     """
     if not interleaved:
         return like.new_empty((like.shape[0], channels, *size), dtype=dtype)

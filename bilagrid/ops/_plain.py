@@ -1,4 +1,4 @@
-"""Calls in which nothing but the operator itself has a say: those need no dispatcher, and what is known of their arguments can be kept."""
+"""Plain calls: eager ones that nothing else of torch watches or changes. They need no dispatcher, and what was found out about their arguments can be kept."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from torch.utils._device import DeviceContext
 
 Found = TypeVar("Found")
 
-# All that a tensor of numbers in a CPU's or a GPU's memory may ask of the dispatcher (ROCm goes by the name of CUDA).
-# Anything else does not lie there as it is: meta and sparse tensors, lazily negated ones, wrappers of functorch.
+# The dispatch keys of an ordinary tensor in a CPU's or a GPU's memory (ROCm goes by the name of CUDA). A tensor with any other key is not simply its numbers:
+# meta and sparse tensors, lazily negated ones, wrappers of functorch.
 _KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
 _OTHERS = ~functools.reduce(int.__or__, (DispatchKeySet(getattr(DispatchKey, key)).raw_repr() for key in _KEYS))
 
 
 def is_plain(*values: Any) -> bool:
-    """Whether a call happens now, with no mode, transform, tracer or profiler to see it, and each tensor among ``values`` is one in memory.
+    """Whether a call runs right now, with no mode, transform, tracer or profiler to see it, on ordinary tensors in memory among ``values``.
 
-    Then a launcher may be called as it is; in any other case the dispatcher decides what becomes of the call.
+    Then its launcher may be called directly; in any other case the dispatcher decides what becomes of the call.
     """
     if (
         torch.compiler.is_compiling()
@@ -55,19 +55,19 @@ def is_plain(*values: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether some function mode does more than give factories a default device, which launchers do not ask for."""
+    """Whether there is a function mode other than that of a default device, which launchers do not depend on."""
     return any(type(_get_function_stack_at(k)) is not DeviceContext for k in range(_len_torch_function_stack()))
 
 
 def cells(limit: int) -> Callable[..., list[Any]]:
-    """A table of what is known: a list for each key of values and their types, empty at first. It keeps the ``limit`` keys used last, for all threads."""
+    """A table that all threads share: called with hashable values, it gives the list kept for them, empty at first. The ``limit`` keys used last are kept."""
     return functools.lru_cache(limit, typed=True)(lambda *key: [])
 
 
 def once(check: Callable[..., Found]) -> Callable[..., Found]:
-    """``check``, whose answer depends on the tensors' shapes, dtypes and devices and on the other values alone, asked once for the same.
+    """``check``, run once for the same tensors' shapes, dtypes and devices and the same other values, on which alone its answer must depend.
 
-    Errors are raised anew each time.
+    What raises is run again each time.
     """
     known = cells(256)
 

@@ -1,6 +1,6 @@
-"""Raw operators: schema, one implementation a device, a fake and a vmap rule, from one declaration.
+"""Raw operators: a schema, an implementation for each device, a fake and a vmap rule, from one declaration.
 
-The kind of lattice travels as a string and its sizes as ``SymInt[]``: scales computed from shapes would be constants of a graph, one graph an image size.
+The kind of lattice travels as a string and its sizes as ``SymInt[]``. Scales computed from shapes would be constants of a graph: one graph for each image size.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _library = torch.library.Library("bilagrid", "DEF")
 
 
 def pack(lattice: Lattice) -> Packed:
-    """A lattice as an `autograd.Function` takes it: numbers one by one, so that symbolic sizes are inputs of a traced graph and floats are constants of it."""
+    """A lattice as an `autograd.Function` takes it: as single numbers, so that a traced graph has symbolic sizes for inputs and floats for constants."""
     steps = lattice.steps
     if torch.compiler.is_compiling():
-        # Of a lattice that was made before a graph broke they would be inputs, which Dynamo does not hand on to a `Function`.
+        # The floats of a lattice made before a graph break would be inputs, which Dynamo does not hand on to a `Function`.
         steps = tuple(guard_scalar(step) for step in steps)
     return lattice.kind, *lattice.size, *lattice.image_size, *lattice.origin, *steps, *lattice.steps_size
 
 
 def unpack(packed: Packed, grid: Tensor) -> Lattice:
-    """The lattice again, for a grid at hand: a traced backward knows the symbolic sizes of its own tensors, not those of the forward's."""
+    """The lattice again, of the size of a ``grid`` at hand: a traced backward knows the symbolic sizes of its own tensors, not the forward's."""
     kind, *numbers = packed
     depth, rows, columns = grid.shape[2:]
     sizes = tuple(numbers[3:5]), tuple(numbers[5:7])
@@ -50,7 +50,7 @@ def raw(packed: Packed) -> tuple[Any, ...]:
 
 @functools.lru_cache(256)
 def _lattice(packed: Packed) -> Lattice:
-    """The lattice again, where its sizes are numbers."""
+    """The lattice again, if its sizes are plain numbers."""
     kind, *sizes = raw(packed)
     return Lattice(kind, *map(tuple, sizes))
 
@@ -60,13 +60,13 @@ def raw_operator(
 ) -> Callable[..., Any]:
     """Registers ``bilagrid::<schema>`` over the launchers of that name in ``bilagrid.cpu.<module>`` and ``bilagrid.gpu.<module>``.
 
-    Returns a function of the schema's arguments, the lattice's packed into one: it calls a launcher where all is plain, else the operator.
+    Returns a function of the schema's arguments, with the lattice's packed into one. It calls the launcher directly where all is plain, else the operator.
 
     Args:
         module: the file of the launchers.
-        schema: the operator's, with `LATTICE` in it where the launcher takes a lattice and flags as the launcher's keywords.
+        schema: the operator's. It has `LATTICE` where the launcher takes a lattice, and all that follows that are keywords of the launcher.
         fake: called as the launcher is, returns empty outputs.
-        vmap: a rule of its own; without one a mapped dimension is folded into the batch.
+        vmap: the operator's own rule; by default a mapped dimension is folded into the batch.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -76,7 +76,7 @@ def raw_operator(
     first = names.index("kind") if "kind" in names else len(names)
     takes_lattice = first < len(names)
     after = first + 6 if takes_lattice else first
-    # A tensor that is always there.
+    # A tensor that is always given, by whose device the launcher is chosen.
     anchor = next(k for k, argument in enumerate(arguments) if isinstance(argument.type, torch.TensorType))
 
     def arrange(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -90,7 +90,7 @@ def raw_operator(
     def run(device: str) -> Callable[..., Any]:
         def implementation(*values: Any) -> Any:
             positional, flags = arrange(values)
-            # What is a list here is no key of a plan.
+            # A list would be no key of a plan.
             positional = tuple(tuple(value) if isinstance(value, list) else value for value in positional)
             return _backend.operator(module, name, device)(*positional, **flags)
 
@@ -123,7 +123,7 @@ def raw_operator(
 def _fold(operator: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
     """The vmap rule of an operator whose tensors all begin with the batch: the mapped dimension joins it.
 
-    Where there is an index, the first tensor is a bank: that of all items, or one bank after the other.
+    Where there is an index, the first tensor is a bank: one for all items, or those of the items in a row.
     """
     place = names.index("index") if "index" in names else -1
 

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-# Of any Gaussian narrower than this, all taps but the middle one are 0 in float64 too, and of some the exponents would overflow.
+# A narrower Gaussian has no tap but the middle one, even in float64, and the exponents of the others could overflow.
 NARROWEST = 0.01
 
 
 def radius(sigma: float) -> int:
-    """Taps on either side of the middle one."""
+    """The number of taps on either side of the middle one."""
     return math.ceil(3 * sigma)
 
 

@@ -12,27 +12,31 @@ from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid_as
 from bilagrid.ops._register import raw_operator
 
-# A wider Gaussian has more taps than any grid has nodes; a slip, or a job for a coarser grid.
+# A wider Gaussian has more taps than any grid has nodes: it is a slip, or wants a coarser grid.
 _LARGEST_SIGMA = 1024.0
 
 
 def blur(grid: Tensor, sigma: float | tuple[float, float, float]) -> Tensor:
-    """Convolves the grid with a Gaussian along z, y and x; outside the grid is zero.
+    """Convolves the grid with a Gaussian along z, y and x; outside the grid is zero. Along each axis::
 
-    Taps are ``exp(-k² / 2 sigma²)`` for ``|k| <= ceil(3 sigma)``, summing to 1.
+        out[i] = sum_k t_k grid[i + k] / sum_k t_k,   t_k = exp(-k² / 2 sigma²),   |k| <= ceil(3 sigma)
 
     Args:
         grid: ``(N, C, D, Gh, Gw)``, any floating type and strides.
         sigma: standard deviation in nodes, one number or ``(z, y, x)``; 0 leaves an axis alone.
 
     Returns:
-        A grid of the same shape and dtype, accumulated in float32 (float64 for float64): with channels innermost if the grid has them so, else contiguous.
+        A grid of the same shape and dtype, accumulated in float32 (float64 for float64). Its channels lie innermost in memory if the grid's do, else it is
+        contiguous.
 
     Raises:
         TypeError: a dtype that is not floating, or a sigma that is not a number.
-        ValueError: a negative or infinite sigma, or a grid of another rank.
+        ValueError: a sigma below 0 or above 1024, or a grid of another rank.
 
-    Gradients: to grid, by the same blur: the taps are symmetric, so blur is its own adjoint. Deterministic.
+    Gradients: to grid, of any order in reverse mode, by the same blur: its taps are symmetric, so blur is its own adjoint. Deterministic.
+
+    Source: the Gaussian between splat and slice of Paris and Durand, "A fast approximation of the bilateral filter using a signal processing approach", ECCV
+    2006.
 
     Example:
         >>> grid = torch.zeros(1, 1, 1, 1, 7)

@@ -18,28 +18,28 @@ from bilagrid.ops._vmap import folded, one_by_one
 def curves(
     image: Tensor, matrix: Tensor, bias: Tensor, shifts: Tensor, slopes: Tensor, mix: Tensor, mix_bias: Tensor
 ) -> Tensor:
-    """A guide from an image: its channels mixed, each bent by a curve of straight pieces, and the curves' sum clipped to [0, 1]::
+    """Makes a guide of an image: its channels are mixed, each mixture is bent by a piecewise linear curve, and the curves' sum is clipped to [0, 1]::
 
         u_c(p) = sum_i matrix[c, i] image[n, i, p] + bias[c]
         guide[n, p] = clip(sum_c mix[c] sum_k slopes[c, k] max(u_c(p) - shifts[c, k], 0) + mix_bias, 0, 1)
 
     Args:
         image: ``(N, C, H, W)``, any floating type and strides.
-        matrix, bias: ``(M, C)`` and ``(M,)``, what is mixed into the input of each curve; HDRNet has M = C = 3.
-        shifts, slopes: ``(M, K)``, where each curve's knots are, in any order, and by how much the slope changes there; HDRNet has K = 16.
-        mix, mix_bias: ``(M,)`` and ``()`` or ``(1,)``, the weight of each curve in the guide, and its constant.
+        matrix, bias: ``(M, C)`` and ``(M,)``, by which the channels are mixed into the input of each of M curves; HDRNet has M = C = 3.
+        shifts, slopes: ``(M, K)``, where each curve has its knots, in any order, and by how much its slope changes there; HDRNet has K = 16.
+        mix, mix_bias: ``(M,)``, the weight of each curve in the guide, and ``()`` or ``(1,)``, a constant.
 
     Returns:
-        ``(N, H, W)``, contiguous, in the type that image and parameters promote to, so that a half image with float32 parameters gives a float32 guide:
-        rounded to half, pixels would change their cell. Computed in float32 (float64 where an argument is float64).
+        ``(N, H, W)``, contiguous, in the type that image and parameters promote to. So a half image with float32 parameters gives a float32 guide: rounded to
+        half, pixels would change their cell. Computed in float32 (float64 where an argument is float64).
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes or devices that do not fit.
 
-    Gradients: to image and all parameters, of any order in reverse mode; the second order stores maps of the curves. At a knot the slope is that on its
-    left, and a guide of exactly 0 or 1 has its gradient, as in torch. Deterministic. Where a pixel is NaN, so are its guide and its own gradient, and the
-    parameters' leave it out.
+    Gradients: to image and all parameters, of any order in reverse mode; the second order stores each curve for every pixel. At a knot the slope is that on its
+    left, and a guide of exactly 0 or 1 still has its gradient, as with torch's clamp. Where a pixel is NaN, so are its guide and its own gradient, and the
+    parameters' gradients leave it out. Deterministic.
 
     Source: Gharbi et al., "Deep bilateral learning for real-time image enhancement", SIGGRAPH 2017, section 3.4.1.
 
@@ -97,7 +97,7 @@ def _vmap_curves(info: Any, in_dims: tuple[Any, ...], image: Tensor, *parameters
 
 
 def _vmap_curves_bwd(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
-    """One call each: the parameters' gradients are sums over the batch, so the mapped dimension cannot join it."""
+    """A call for each item: the parameters' gradients are sums over the batch, so the mapped dimension cannot join it."""
     every = [_raw_curves_bwd(*one) for one in one_by_one(info.batch_size, in_dims, given)]
     stacked = [torch.stack(grads) for grads in zip(*every, strict=True)]
     return stacked, [0] * len(stacked)

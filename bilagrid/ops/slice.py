@@ -36,8 +36,8 @@ def slice(
         guide: ``(N, H, W)``; under the default lattice 0 to 1 spans the grid. NaN gives NaN at that pixel only; infinite values saturate.
         lattice: where pixels land; `Lattice.cell_centered` by default.
         index: ``(N,)``, int64 or int32: the grid of each image in a bank ``(M, C, D, Gh, Gw)``, which is not copied.
-        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives: not under ``torch.vmap``, and
-            where ``torch.compile`` breaks its graph.
+        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives. ``torch.compile`` breaks its
+            graph there, and under ``torch.vmap`` it is refused.
 
     Returns:
         ``(N, C, H, W)``, contiguous, in the grid's dtype, computed in float32 (float64 where an argument is float64).
@@ -45,11 +45,11 @@ def slice(
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes, devices or a lattice that do not fit.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such an image is NaN and adds to no gradient;
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, such an image is NaN and adds to no gradient;
             ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
-    Gradients: to grid (`splat` of the incoming gradient; images that share a grid are added up in their order) and to guide (0 where z <= 0 or z >= D - 1; at an interior integer that of the cell above), of any
-    order in reverse mode. Deterministic, forward and backward.
+    Gradients: to grid (`splat` of the incoming gradient; images that share a grid are added up in their order) and to guide (0 where z <= 0 or z >= D - 1; at
+    an interior integer that of the cell above), of any order in reverse mode. Deterministic, forward and backward.
 
     Source: Chen, Paris and Durand, "Real-time edge-aware image processing with the bilateral grid", SIGGRAPH 2007, section 3.
 
@@ -81,7 +81,7 @@ def slice_(grid: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False, inde
 
 
 def slice_normalized_(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:
-    """The first C - 1 sliced channels over the last: what turns a homogeneous grid back into an image ``(N, C - 1, H, W)``."""
+    """The first C - 1 sliced channels divided by the last, its weight: the image ``(N, C - 1, H, W)`` of a grid as `splat_blurred_` makes it."""
     return _SliceNormalized.apply(grid, guide, pack(lattice))
 
 

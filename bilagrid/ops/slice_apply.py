@@ -36,13 +36,14 @@ def slice_apply(
 
     Args:
         grid: ``(N, C_out * (C_in + 1), D, Gh, Gw)``, channel ``o * (C_in + 1) + i``, the offset last in each row; ``C_out * C_in`` without offset.
-        guide: ``(N, H, W)``, or None for the BT.601 luma of a 3-channel image, computed in the kernel.
+        guide: ``(N, H, W)``, or None for the BT.601 luma of a 3-channel image, computed in the kernel. Under the default lattice 0 to 1 spans the grid. NaN
+            gives NaN at that pixel only; infinite values saturate.
         image: ``(N, C_in, H, W)``, any floating type and strides.
         lattice: where pixels land; `Lattice.cell_centered` by default.
-        offset: whether the map has a constant term.
+        offset: whether each map has a constant term.
         index: ``(N,)``, int64 or int32: the grid of each image in a bank ``(M, C, D, Gh, Gw)``, which is not copied.
-        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives: not under ``torch.vmap``, and
-            where ``torch.compile`` breaks its graph.
+        sparse: whether the gradient by a bank is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives. ``torch.compile`` breaks its
+            graph there, and under ``torch.vmap`` it is refused.
 
     Returns:
         ``(N, C_out, H, W)`` in the image's dtype, computed in float32 (float64 where an argument is float64). It keeps the image's strides: interleaved
@@ -51,11 +52,11 @@ def slice_apply(
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes, devices or a lattice that do not fit, or no guide for an image of other than 3 channels.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such an image is NaN and adds to no gradient of the
-            grid; ``BILAGRID_DEBUG=1`` in the environment raises there too.
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, such an image is NaN and adds to no gradient of
+            the grid; ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
-    Gradients: to grid, guide (or through luma to image) and image, of any order in reverse mode; the second order stores the coefficients, and
-    copies chosen grids. Images that share a grid are added up in their order. Deterministic.
+    Gradients: to grid, guide (or through luma to image) and image, of any order in reverse mode. The second order stores the coefficients of every pixel, and
+    copies the grids that an index chooses. Images that share a grid are added up in their order. Deterministic.
 
     Source: Gharbi et al., "Deep bilateral learning for real-time image enhancement", SIGGRAPH 2017, section 3.3.
 
@@ -216,7 +217,7 @@ class _SliceApplyBwdPixels(Function):
 
     @staticmethod
     def backward(ctx: Any, by_image: Tensor, *rest: Tensor) -> tuple[Any, ...]:
-        """With u and v the incoming gradients, those of ``sum_p grad^T (A u + scale_z v A' [image; 1])``, A' the slice of dw/dz."""
+        """The gradients of ``sum_p grad^T (A u + scale_z v A' [image; 1])``, u and v the incoming gradients by image and guide, A' the slice with dw/dz."""
         *given, index = ctx.saved_tensors
         grid, image, grad, by_image = map(widened, (given[0], *given[2:], by_image))
         lattice = unpack(ctx.lattice, grid)

@@ -1,4 +1,4 @@
-"""Slice at points: read grids at places of one's own, such as rays of many photographs."""
+"""Slice at points: read grids at arbitrary places, such as the rays of many photographs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None, *, s
         grid: ``(N, C, D, Gh, Gw)``, any floating type and strides.
         points: ``(..., 3)``, each ``(x, y, z)`` in nodes: x from 0 to Gw - 1, y to Gh - 1, z to D - 1. NaN gives NaN at that point only; infinite values
             saturate.
-        index: int64 or int32, the grid of each point. Its dimensions are those of ``points`` from the first on, of the same extent or 1, without the last;
-            at the end some may be left out: for points ``(R, 3)`` it is ``(R,)``, for points ``(B, H, W, 3)`` one of ``(B, H, W)``, ``(B, H)``, ``(B,)``
-            and ``()``. Without it one grid serves all points, and of several, ``grid[n]`` the points ``points[n]``.
-        sparse: whether the gradient by the grids is a sparse COO tensor of those that the index names, as `torch.nn.Embedding` gives; finding them out
-            waits for a GPU. Not under ``torch.vmap``, and where ``torch.compile`` breaks its graph.
+        index: int64 or int32, the grid of each point. Its dimensions are the leading ones of ``points``, each of the same extent or 1; trailing ones may be
+            left out. For points ``(R, 3)`` it is ``(R,)``; for points ``(B, H, W, 3)`` it is ``(B, H, W)``, ``(B, H)``, ``(B,)`` or ``()``. Without an index
+            a single grid serves all points, and of several grids ``grid[n]`` serves ``points[n]``.
+        sparse: whether the gradient by the grids is a sparse COO tensor of those that the index names, as `torch.nn.Embedding` gives; to find them the
+            host waits for a GPU. ``torch.compile`` breaks its graph there, and under ``torch.vmap`` it is refused.
 
     Returns:
         ``(..., C)``, contiguous, in the grid's dtype, computed in float32 (float64 where an argument is float64).
@@ -43,11 +43,11 @@ def slice_points(grid: Tensor, points: Tensor, index: Tensor | None = None, *, s
     Raises:
         TypeError: a dtype that does not fit, or an argument of another kind.
         ValueError: shapes or devices that do not fit.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such points are NaN and add to no gradient;
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, such points are NaN and add to no gradient;
             ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
-    Gradients: to grid and to points, of any order in reverse mode; by a coordinate it is 0 outside and on the border of the grid, and at an interior integer
-    that of the cell above. Points that are NaN are left out of the grid's. No atomics: the same bits on every run, for any number of threads.
+    Gradients: to grid and to points, of any order in reverse mode. That by a coordinate is 0 outside the grid and on its border, and at an interior integer that
+    of the cell above. Points that are NaN add nothing to the grid's. No atomics: the same bits on every run, for any number of threads.
 
     Source: the slicing of Wang et al., "Bilateral guided radiance field processing", SIGGRAPH 2024, section 3.2, in the grid's own coordinates.
 
@@ -105,7 +105,7 @@ def splat_points_(
 
 
 def _as_images(tensor: Tensor, leading: tuple[int, ...]) -> Tensor:
-    """The dimensions ``leading`` as three: one is the last, two are the first and the last, of more than three all between are one."""
+    """The dimensions ``leading`` as three: ``(R,)`` becomes ``(1, 1, R)``, ``(B, R)`` ``(B, 1, R)``, and of more than three all but the first and last are joined."""
     rest = tensor.shape[len(leading) :]
     if len(leading) < 2:
         return tensor.reshape(1, 1, *(leading or (1,)), *rest)

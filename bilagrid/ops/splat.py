@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Slice imports splat as splat does slice, since each is the other's gradient: by module, so that names are looked up when they are called.
 import bilagrid.ops.slice as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks, _index
@@ -31,25 +32,26 @@ def splat(
 
         grid[n, c, k] = sum_p w_k(p) values[n, c, p]
 
-    so ``<splat(v, g), G> = <v, slice(G, g)>`` for all values v and grids G: the two are adjoint, border included.
+    with the tent weights ``w_k(p)`` of grid node ``k`` at pixel ``p``. So ``<splat(v, g), G> = <v, slice(G, g)>`` for all values v, guides g and grids G: splat
+    and slice are adjoint, border included.
 
     Args:
         values: ``(N, C, H, W)``, any floating type and strides.
-        guide: ``(N, H, W)``; a pixel whose guide is NaN is left out, infinite values saturate.
+        guide: ``(N, H, W)``; under the default lattice 0 to 1 spans the grid. A pixel whose guide is NaN is left out, infinite values saturate.
         size: nodes ``(D, Gh, Gw)`` of the grid.
         lattice: where pixels land; `Lattice.cell_centered` by default.
-        index: ``(N,)``, int64 or int32: the grid of a bank that each image goes to. Images of one grid are added up in their order.
-        count: how many grids the bank has, which is given with an index; grids that no image goes to are 0.
+        index: ``(N,)``, int64 or int32: the grid of a bank that each image is added to. Images of one grid are added up in their order.
+        count: the number of grids in the bank, required with an index. Grids that no image is added to are 0.
 
     Returns:
-        ``(N, C, D, Gh, Gw)``, or ``(count, C, D, Gh, Gw)`` with an index, contiguous: float64 for float64 values, else float32, since a float16 sum of ones overflows at 1080p. A value that is not
-        finite makes its nodes, and on a GPU nodes of the same columns, not finite.
+        ``(N, C, D, Gh, Gw)``, or ``(count, C, D, Gh, Gw)`` with an index, contiguous: float64 for float64 values, else float32, since a float16 sum of ones
+        overflows at 1080p. A value that is not finite makes the nodes around it, and on a GPU others of the same columns, not finite.
 
     Raises:
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes, devices or a lattice that do not fit, or an index without a count.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, such an image goes nowhere and its gradients are NaN;
-            ``BILAGRID_DEBUG=1`` in the environment raises there too.
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, such an image is added to no grid and its
+            gradients are NaN; ``BILAGRID_DEBUG=1`` in the environment raises there too.
 
     Gradients: to values (`slice` of the incoming gradient) and to guide, of any order in reverse mode. No atomics: the same bits on every run, for any
     number of threads and in any batch.
@@ -96,9 +98,9 @@ def splat_(values: Tensor, guide: Tensor, lattice: Lattice, dz: bool = False) ->
 
 
 def splat_blurred_(values: Tensor, guide: Tensor, lattice: Lattice, sigma: tuple[float, float, float]) -> Tensor:
-    """``blur(splat([values, 1]), sigma)`` of checked arguments: what filters slice. The last channel, of ones, is never stored before it is splatted.
+    """``blur(splat([values, 1]), sigma)`` of checked arguments: what filters slice. The last channel, of ones, is never stored as an image.
 
-    The grid is interleaved (`empty_grid`). One operator, so that a splat which holds all planes of a node blurs along them before it writes any.
+    The grid is interleaved (`empty_grid`). It is one operator so that a splat that holds all planes of a node can blur along z before it writes them.
     """
     return _SplatBlurred.apply(values, guide, sigma, pack(lattice))
 

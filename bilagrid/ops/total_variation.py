@@ -23,8 +23,9 @@ def total_variation(grid: Tensor, index: Tensor | None = None, *, sparse: bool =
 
     Args:
         grid: ``(N, C, D, Gh, Gw)``, any floating type and strides.
-        index: ``(K,)``, int64 or int32: the grids to average over, which are not copied; one that comes several times counts as often. All by default.
-        sparse: whether the gradient is a sparse COO tensor of the chosen grids alone, as in `slice`.
+        index: ``(K,)``, int64 or int32: the grids to average over, which are not copied; one that is named several times counts as often. All by default.
+        sparse: whether the gradient is a sparse COO tensor of the chosen grids alone, as `torch.nn.Embedding` gives. ``torch.compile`` breaks its graph
+            there, and under ``torch.vmap`` it is refused.
 
     Returns:
         A scalar in the grid's dtype, accumulated in float32 (float64 for float64).
@@ -32,7 +33,8 @@ def total_variation(grid: Tensor, index: Tensor | None = None, *, sparse: bool =
     Raises:
         TypeError: a dtype that is not floating.
         ValueError: a grid of another rank, an index of another shape or device.
-        IndexError: an index out of range, on the CPU; on a GPU the result is NaN, and ``BILAGRID_DEBUG=1`` in the environment raises there too.
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, the result is NaN; ``BILAGRID_DEBUG=1`` in the
+            environment raises there too.
 
     Gradients: to grid, of any order in reverse mode. Deterministic.
 
@@ -63,7 +65,7 @@ def _fake_total_variation_bwd(grid: Tensor, index: Tensor | None) -> Tensor:
 
 
 def _vmap(name: str) -> Any:
-    """One call a mapped grid: the mean runs over the batch, so the mapped dimension cannot join it."""
+    """A call for each item: the mean runs over the batch, so the mapped dimension cannot join it."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Tensor, int]:
         operator = getattr(torch.ops.bilagrid, name).default
