@@ -105,6 +105,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor | None
         lambda: (_image(), _image(2), _guide(), _guide()),
         lambda x, y, g, w: bilagrid.fit(x, y, g, size=SIZE, lattice=HALF_PIXEL, weight=w),
     ),
+    "Fit with noise": (
+        lambda: modules.Fit(SIZE),
+        lambda: (_image(), _image(), None, None, _image()),
+        lambda x, y, g, w, noise: bilagrid.fit(x, y, size=SIZE, noise=noise),
+    ),
     "GuidedUpsample": (
         lambda: modules.GuidedUpsample(size=SIZE, method="global"),
         lambda: (_image(), _image(3, SMALL), _image(3, SMALL)),

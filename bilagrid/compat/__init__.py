@@ -1,4 +1,4 @@
-"""The calls that others' users make, over bilagrid's operators."""
+"""The interfaces of other libraries, over bilagrid's operators: gsplat, nerfstudio, fused-bilagrid, HDRNet and kornia."""
 
 from bilagrid.compat._places import pixel_grid
 

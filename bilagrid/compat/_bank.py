@@ -1,4 +1,4 @@
-"""The module that holds a colour grid for every photograph: what the modules of gsplat, nerfstudio and fused-bilagrid have in common."""
+"""A module that holds a colour grid for every photograph: what those of gsplat, nerfstudio and fused-bilagrid have in common."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from bilagrid.ops.total_variation import total_variation
 
 
 def total_variation_loss(x: Tensor, index: Tensor | int | None = None, *, sparse: bool = False) -> Tensor:
-    """The mean squared difference of neighbours, summed over all axes but the first two; with ``index``, of the rows that it chooses.
+    """The mean squared difference of neighbours, summed over all axes but the first two::
+
+        sum over axes of mean((x[.., k + 1, ..] - x[.., k, ..])²)
 
     Args:
         x: ``(B, C, ...)``, such as grids ``(B, 12, D, Gh, Gw)``.
-        index: int64 or int32 ``(N,)``, the rows to take, one as often as it is named; None for all. In training by a few photographs a step, give those of the
-            step: with M photographs taken at random it is on average the loss over all of them, and costs N / M of it.
+        index: integers ``(N,)``, the rows of x to average over, each as often as it is named; None for all. Where a training step draws N of M photographs at
+            random, give those: the loss is on average that over all of them, and costs N / M as much.
         sparse: whether the gradient by grids ``(B, C, D, Gh, Gw)`` is a sparse tensor of the chosen rows alone.
 
     Returns:
@@ -53,7 +55,7 @@ def total_variation_loss(x: Tensor, index: Tensor | int | None = None, *, sparse
 
 
 class GridBank(nn.Module):
-    """A colour grid for every photograph, each the identity at first; `bilagrid.compat.gsplat.BilateralGrid` documents it."""
+    """A colour grid for every photograph, each the identity at first; `bilagrid.compat.gsplat.BilateralGrid` documents its arguments."""
 
     def __init__(self, num: int, grid_X: int, grid_Y: int, grid_W: int, *, gauge: bool, sparse: bool) -> None:
         super().__init__()
@@ -71,29 +73,29 @@ class GridBank(nn.Module):
         self.grids = nn.Parameter(_identity().repeat(num, 1, grid_W, grid_Y, grid_X))
 
     def effective_grids(self, idx: Tensor | int | None = None) -> Tensor:
-        """The grids that slicing reads, ``(N, 12, D, Gh, Gw)``: those of the parameter, and with ``gauge`` less their mean, plus the identity.
+        """The grids that slicing reads, ``(N, 12, D, Gh, Gw)``: the parameter's, with ``gauge`` less the mean of all, plus the identity.
 
         Args:
-            idx: which, as `tv_loss` takes it; None for all.
+            idx: which grids, an integer or integers ``(N,)``; None for all.
         """
         chosen = self.grids if idx is None else self.grids[index_vector("idx", idx, self.grids)]
         return chosen - _drift(self.grids) if self.gauge else chosen
 
     def mean_grid(self) -> Tensor:
-        """The mean of the effective grids, ``(1, 12, D, Gh, Gw)``: how the photographs differ from the scene on average, the identity where there is no drift."""
+        """The mean of the effective grids, ``(1, 12, D, Gh, Gw)``: how the photographs differ from the scene on average. Without drift it is the identity."""
         return self.effective_grids().mean(0, keepdim=True)
 
     @torch.no_grad()
     def center_(self) -> GridBank:
-        """Makes the mean grid the identity, in place: call it after the optimizer's step, after every one or after some, or before saving.
+        """Makes the mean grid the identity, in place. Call it after the optimizer's steps, all or some of them, or before saving.
 
-        With ``gauge`` slicing is the same before and after, and afterwards the parameter holds the effective grids.
+        With ``gauge`` this does not change what slicing gives, and afterwards the parameter holds the effective grids.
         """
         self.grids.sub_(_drift(self.grids))
         return self
 
     def tv_loss(self, idx: Tensor | int | None = None) -> Tensor:
-        """Total variation of the grids, or of those that ``idx`` chooses, as `total_variation_loss` says."""
+        """`total_variation_loss` of the effective grids, or of those that ``idx`` chooses, an integer or integers ``(N,)``."""
         if self.gauge:
             return total_variation_loss(self.effective_grids(idx))
         return total_variation_loss(self.grids, idx, sparse=self.sparse)
@@ -107,7 +109,7 @@ class GridBank(nn.Module):
     def _read(
         self, read: Callable[..., Tensor], grids: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None
     ) -> Tensor:
-        """``read`` of ``grids``, the parameter or what stands for it."""
+        """``read`` of the effective grids, those of ``grids``: the parameter, or what stands in for it."""
         if not self.gauge:
             return read(grids, xy, rgb, index, sparse=self.sparse and index is not None)
         if index is None:

@@ -1,4 +1,4 @@
-"""Colours of one image warped to another's before they are compared: the metrics of gsplat, nerfstudio and Mip-NeRF 360."""
+"""An image's colours warped to another's before the two are compared, as metrics of gsplat, nerfstudio and Mip-NeRF 360 do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bilagrid.ops import _checks
 
-# Rows whose quadratic terms are at hand at a time: what a cache holds, so that a 12-megapixel image needs no memory of its own.
+# Pixels whose quadratic terms are computed at a time: as many as a cache holds, so that a 12-megapixel image takes no more memory than a small one.
 _ROWS = 1 << 15
 # Singular values below float32's rounding of the largest count as 0; their squares are the eigenvalues of the normal equations.
 _RANK_TOLERANCE = torch.finfo(torch.float32).eps ** 2
@@ -20,18 +20,18 @@ def color_correct(img: Tensor, ref: Tensor, num_iters: int = 5, eps: float = 0.5
 
         out_c = clip(sum_{i<=j} q_cij img_i img_j + sum_i l_ci img_i + b_c, 0, 1)     least squares over the pixels that are not clipped
 
-    A pixel takes part in a channel's fit while its value in ``img``, in ``ref`` and in the estimate so far lies in [eps, 1 - eps]. Used on a rendered image before
-    it is measured against a photograph whose exposure it cannot know.
+    A pixel takes part in a channel's fit if its values in ``img``, in ``ref`` and in the estimate so far lie in [eps, 1 - eps]. It is used on a rendered image
+    before that is measured against a photograph whose exposure it cannot know.
 
     Args:
         img: ``(..., C)`` in [0, 1]; all pixels share one warp.
         ref: of the same shape.
-        num_iters: fits; each starts from the one before.
+        num_iters: number of fits; each starts from the result of the one before.
         eps: how near 0 or 1 a value counts as clipped.
 
     Returns:
-        Of ``img``'s shape and dtype. The normal equations are summed in float64, blockwise: no memory of many times the image. Where the pixels do not
-        determine the polynomial (a flat image), the smallest one.
+        An image of ``img``'s shape and dtype. The normal equations are summed in float64, block by block, so that no copies of the image are stored. Where the
+        pixels do not determine the polynomial, as of a flat image, it is the smallest one that fits.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -65,14 +65,14 @@ def color_correct_affine(img: Tensor, ref: Tensor) -> Tensor:
 
         out = clip((img - b) / a, 0, 1),   a = cov(ref, img) / var(ref),   b = mean(img) - a mean(ref)
 
-    the inverse of the line that leads best from ``ref`` to ``img``.
+    which is the inverse of the line that leads best from ``ref`` to ``img``.
 
     Args:
         img: ``(..., C)`` in [0, 1]; all pixels share one warp.
         ref: of the same shape.
 
     Returns:
-        Of ``img``'s shape and dtype; sums are in float64. A channel whose slope is below 1e-8 keeps its contrast.
+        An image of ``img``'s shape and dtype; sums are in float64. A channel whose slope a is below 1e-8 keeps its contrast.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -94,7 +94,7 @@ def color_correct_affine(img: Tensor, ref: Tensor) -> Tensor:
 
 
 def _pixels(img: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as rows of pixels ``(P, C)``, checked."""
+    """Checks both images and gives them as pixels ``(P, C)``."""
     _checks.tensors(img=img, ref=ref)
     if img.ndim < 1 or img.shape != ref.shape:
         raise ValueError(f"ref must have the shape of img, (..., C) = {tuple(img.shape)}, got {tuple(ref.shape)}")
@@ -115,7 +115,7 @@ def _terms(pixels: Tensor) -> Tensor:
 
 
 def _fit(pixels: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """The coefficients ``(terms, C)`` that lead from the terms of ``pixels`` to ``wanted`` with the least squares, each channel over its own ``mask``."""
+    """The coefficients ``(terms, C)`` that lead from the terms of ``pixels`` to ``wanted`` by least squares, each channel over the pixels of its ``mask``."""
     channels = pixels.shape[1]
     normal: list[Tensor | float] = [0.0] * channels
     right: list[Tensor | float] = [0.0] * channels

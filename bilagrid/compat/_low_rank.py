@@ -1,4 +1,4 @@
-"""The low-rank 4-D grid of bilarf: colour maps for points in space and their brightness, as a sum of products of four curves."""
+"""The low-rank 4-D grid of bilarf: colour maps that depend on a point in space and its brightness, as a sum of products of four curves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class BilateralGridCP4D(nn.Module):
     with 3x4 matrices ``M_r`` and curves ``f`` interpolated linearly between nodes. At first A is the identity, up to ``init_noise_scale``.
 
     Args:
-        grid_X, grid_Y, grid_Z, grid_W: nodes. As in the original module the curve over x has grid_W of them, over y grid_Z, over z grid_Y and over gray grid_X.
-        rank: terms of the sum.
-        learn_gray: whether gray is a small network of the colour; else it is BT.601's luma, from -1 to 1.
+        grid_X, grid_Y, grid_Z, grid_W: numbers of nodes. As in the original module the curve over x has grid_W, over y grid_Z, over z grid_Y, over gray grid_X.
+        rank: number of terms of the sum.
+        learn_gray: whether a small network computes gray from the colour; else it is BT.601's luma, from -1 to 1.
         gray_mlp_width, gray_mlp_depth: of that network.
-        init_noise_scale: standard deviation of the matrices that start beside the identity's.
+        init_noise_scale: standard deviation of the noise that the matrices start with; the first is the identity plus noise.
         bound: coordinates reach from -bound to bound.
 
     The ``state_dict`` is the original's: ``fac_0.weight`` ``(12, rank)``, and for i of 1 to 4 ``fac_{i}`` (what was learned) and ``fac_{i}_init``, both
@@ -71,7 +71,7 @@ class BilateralGridCP4D(nn.Module):
             self.fac_0.weight.normal_(0, init_noise_scale)
             self.fac_0.weight[:, 0] += torch.eye(3, 4).flatten()
         for axis, nodes in enumerate((grid_W, grid_Z, grid_Y, grid_X), start=1):
-            # The identity's own curves are 1 everywhere; the others need not be small, since their matrices are.
+            # The curves of the identity's term are 1 everywhere; the others need not be small, since their matrices are.
             start = 2 * torch.rand(1, rank, nodes, 1) - 1
             start[:, 0] = 1
             self.register_buffer(f"fac_{axis}_init", start)

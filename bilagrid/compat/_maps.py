@@ -1,4 +1,4 @@
-"""Affine colour maps read from a bank of grids, for pixels on a lattice or anywhere: what the modules of `bilagrid.compat` share."""
+"""Affine colour maps read from a bank of grids, for pixels on a lattice or anywhere: what the splatting modules of `bilagrid.compat` share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def color_affine_transform(affine_mats: Tensor, rgb: Tensor) -> Tensor:
 
     Args:
         affine_mats: ``(..., 3, 4)``.
-        rgb: ``(..., 3)``; the leading dimensions broadcast.
+        rgb: ``(..., 3)``; the leading dimensions of both broadcast.
 
     Returns:
         ``(..., 3)``.
@@ -41,7 +41,7 @@ def color_affine_transform(affine_mats: Tensor, rgb: Tensor) -> Tensor:
 
 
 def transformed(bank: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None, *, sparse: bool = False) -> Tensor:
-    """The colours under the maps that the bank holds for them, of rgb's shape and dtype; fused where ``xy`` is regular. None stands for corner-aligned pixels."""
+    """Applies to each colour the map that the bank holds for it; of rgb's shape and dtype. Fused where ``xy`` is regular; None means corner-aligned pixels."""
     lattice = _check(bank, xy, rgb, index)
     if lattice is None:
         assert xy is not None
@@ -53,7 +53,7 @@ def transformed(bank: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | No
 
 
 def affine_maps(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None, *, sparse: bool = False) -> Tensor:
-    """The maps ``(..., 3, 4)`` alone."""
+    """The maps ``(..., 3, 4)`` that `transformed` applies."""
     lattice = _check(bank, xy, rgb, index)
     if lattice is None:
         return _at_points(bank, xy, rgb, index, sparse)
@@ -63,8 +63,10 @@ def affine_maps(bank: Tensor, xy: Tensor, rgb: Tensor, index: Tensor | None, *, 
 
 
 def index_vector(name: str, index: Tensor | int, like: Tensor) -> Tensor:
-    """Indices ``(N,)`` from a number or a tensor of up to four dimensions, of which the first index in each leading row counts. One, where it is known
-    without looking at the values that all are the same."""
+    """Indices ``(N,)`` from a number, or from the first index in each leading row of a tensor of up to four dimensions.
+
+    Where strides tell that all are the same, one.
+    """
     if isinstance(index, int) and not isinstance(index, bool):
         return torch.full((1,), index, dtype=torch.int64, device=like.device)
     if not isinstance(index, Tensor):
@@ -97,7 +99,7 @@ def row_index(name: str, index: Tensor | int, rgb: Tensor) -> Tensor:
 
 
 def _check(bank: Tensor, xy: Tensor | None, rgb: Tensor, index: Tensor | None) -> Lattice | None:
-    """Refuses what does not fit; the lattice of the pixels, if they are known to lie on one and each image of them has one grid."""
+    """Refuses what does not fit. Gives the lattice of the pixels if they are known to lie on one and each image has one grid, else None."""
     _checks.tensors(grids=bank, rgb=rgb, **({} if xy is None else {"xy": xy}))
     _checks.rank("grids", bank, "(M, C, D, Gh, Gw)")
     if bank.shape[1] != 12:
@@ -132,7 +134,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _images(rgb: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Colours ``(..., H, W, 3)`` as images ``(N, 3, H, W)``, as they lie, and the index of each image's grid, None where they are all the bank's in turn."""
+    """Colours ``(..., H, W, 3)`` viewed as images ``(N, 3, H, W)``, and the index of each image's grid; None where image n has grid n."""
     image = rgb.reshape(-1, *rgb.shape[-3:]).permute(0, 3, 1, 2)
     rows = rgb.shape[0] if rgb.ndim > 3 else 1
     each = image.shape[0] // rows if rows else 1

@@ -1,4 +1,4 @@
-"""Where pixels are, as splatting trainers say it: ``xy`` in [0, 1] a pixel, and how a regular one is known without looking at its values."""
+"""The places of pixels as splatting trainers give them, ``xy`` in [0, 1], and how regular ones are recognised without reading their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilagrid._numbers import integer
 from bilagrid.lattice import Lattice
 
 _KINDS = ("half_pixel", "corner_aligned")
-# The attribute that a regular xy carries; its views lead to it by their base.
+# The attribute that marks a regular xy; a view finds it at its base.
 _KIND = "_bilagrid_kind"
 
 
@@ -28,16 +28,16 @@ def pixel_grid(
         half_pixel:      x = (j + 1/2) / W,   y = (i + 1/2) / H        gsplat, bilarf
         corner_aligned:  x = j / (W - 1),     y = i / (H - 1)          nerfstudio, fused-bilagrid without xy; 0 where W or H is 1
 
-    It holds the very numbers that those trainers compute, so it takes the place of their own. Recognised, an image is sliced by `bilagrid.slice_apply`,
-    several times faster than at arbitrary points, and the numbers are never read. The tensor and its views are recognised: ``expand`` over a batch, ``[0]``, and
-    ``[:, top:bottom, left:right]`` as a crop. Not recognised, and so sliced at arbitrary points, are copies (``.to(device)``, ``.clone()``, arithmetic), a tensor
-    that requires gradients, and one that was changed in place.
+    It holds the very numbers that those trainers compute themselves, and takes their place. Where it is recognised an image is sliced by
+    `bilagrid.slice_apply`, several times faster than at arbitrary points, and the numbers are never read. Recognised are the tensor and its views: ``expand``
+    over a batch, ``[0]``, and ``[:, top:bottom, left:right]`` as a crop. Not recognised, and so sliced at arbitrary points, are copies (``.to(device)``,
+    ``.clone()``, arithmetic), a tensor that requires gradients, and one that was changed in place.
 
     Args:
         height: rows H.
         width: columns W.
         kind: ``"half_pixel"`` or ``"corner_aligned"``.
-        device: of the tensor, the one of the images.
+        device: of the tensor: that of the images.
         dtype: of the tensor.
 
     Returns:
@@ -57,7 +57,7 @@ def pixel_grid(
             raise ValueError(f"{name} must be at least 1 pixel, got {extent}")
     if kind not in _KINDS:
         raise ValueError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {kind!r}")
-    # A tensor of inference mode would not count how often it is changed.
+    # A tensor made in inference mode has no counter of changes in place.
     with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
         y, x = (_line(extent, kind, device, dtype) for extent in (height, width))
         plane = (1, height, width)
@@ -67,7 +67,7 @@ def pixel_grid(
 
 
 def lattice_of(xy: Tensor, size: tuple[int, int, int]) -> Lattice | None:
-    """The lattice of a grid of ``size`` for the pixels of ``xy`` ``(..., H, W, 2)``, if it is of `pixel_grid`, whole, cropped or repeated; else None."""
+    """The lattice of a grid of ``size`` for an ``xy`` ``(..., H, W, 2)`` that comes from `pixel_grid`, whole, cropped or repeated; None for any other."""
     if xy.requires_grad or xy.ndim < 3:
         return None
     kind, whole = getattr(xy, _KIND, None), xy
@@ -91,12 +91,12 @@ def _line(extent: int, kind: str, device: torch.device | str | None, dtype: torc
 
 
 def _is_changed(xy: Tensor) -> bool:
-    """Whether it was written to since it was made, or may have been: tensors of inference mode do not count. A compiler cannot know."""
+    """Whether it was written to since it was made, or may have been: tensors of inference mode do not tell. A compiler cannot know, and takes it for unchanged."""
     return not torch.compiler.is_compiling() and (xy.is_inference() or xy._version > 0)
 
 
 def _origin(view: Tensor, whole: Tensor) -> tuple[int, int] | None:
-    """The first pixel (top, left) of a view of ``whole`` (1, H, W, 2) that is a rectangle of its pixels, perhaps repeated over a batch; None of any other."""
+    """The first pixel (top, left) of a view of ``whole`` (1, H, W, 2) that is a rectangle of it, perhaps repeated over a batch; None for any other view."""
     if view.dtype != whole.dtype or view.shape[-1] != 2:
         return None
     extents, strides = view.shape, view.stride()

@@ -1,4 +1,4 @@
-"""A dictionary of sliced colours and of their maps, the maps computed on demand."""
+"""A dictionary of sliced colours and their maps, which computes the maps on demand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As a base beside MutableMapping, whose methods go through those below, dict has no type that a checker could follow.
+# dict beside MutableMapping, whose methods go through those below, is more than a type checker can follow.
 _dict: Any = dict
 
 
 class Sliced(MutableMapping, dict):  # type: ignore[misc,type-arg,metaclass]
-    """What `bilagrid.compat.gsplat.slice` returns: a dictionary whose maps, 12 numbers a pixel that most callers leave, are computed when they are first read."""
+    """What `bilagrid.compat.gsplat.slice` returns. The maps, 12 numbers per pixel that most callers do not use, are computed when they are first read."""
 
     _MAPS = "rgb_affine_mats"
 
@@ -62,7 +62,7 @@ class Sliced(MutableMapping, dict):  # type: ignore[misc,type-arg,metaclass]
         return dict, (_dict(self),)
 
     def _drop(self, key: str) -> bool:
-        """Forgets how the maps are computed, if they are not yet and ``key`` is theirs."""
+        """If ``key`` is that of maps not yet computed, forgets them; whether it was."""
         pending = key == self._MAPS and self._maps is not None
         if pending:
             self._maps, self._inputs = None, []

@@ -1,8 +1,8 @@
-"""fused-bilagrid's calls, on any device: colours come back, not maps, ``xy=None`` stands for the pixels of a whole image, and patches of larger images are told
-by their offsets.
+"""fused-bilagrid's calls, on any device. They return colours, not maps; ``xy=None`` stands for the pixels of a whole image, and patches of larger images are
+given by their offsets.
 
-``compute_coords_grad=False``, the default as there, leaves out the gradient to xy. Two things differ: a colour that is NaN stays NaN where that package writes 0.5,
-and by luma at exactly a node the derivative is that of the cell above, as everywhere here, where some of its kernels take 0.
+``compute_coords_grad=False``, the default there too, leaves out the gradient to xy. Two things differ. A colour that is NaN stays NaN, where that package writes
+0.5. And where luma lies exactly on a node, the derivative is that of the cell above, as everywhere here, where some of its kernels take 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class BilateralGrid(GridBank):
         actual_width: int | None = None,
         patch_offsets: Tensor | None = None,
     ) -> Tensor:
-        """The colours under their maps, of the shape of ``rgb``; the arguments are those of `slice`, without ``idx`` row n has grid n."""
+        """The colours under their maps, of the shape of ``rgb``. The arguments are those of `slice`; without ``idx``, row n has grid n."""
         index = None if idx is None else row_index("idx", idx, rgb)
         places, rgb = _places(grid_xy, rgb, compute_coords_grad, actual_height, actual_width, patch_offsets)
         return self._read(transformed, self.grids, places, rgb, index)
@@ -74,12 +74,12 @@ def slice(
 
     Args:
         bil_grids: a `BilateralGrid`, or a module that calls one.
-        xy: ``(..., 2)``, x and y in [0, 1], or None for the pixels of whole images, corner-aligned: the fast path, as is one of `pixel_grid`.
+        xy: ``(..., 2)``, x and y in [0, 1]; None stands for the pixels of whole images, corner-aligned. None and an xy of `pixel_grid` take the fast path.
         rgb: ``(..., 3)``, of 2 to 4 dimensions, in [0, 1]; half types are computed and returned in float32.
         grid_idx: the grid of each leading row of rgb, or one for all.
         compute_coords_grad: whether xy gets its gradient.
-        actual_height, actual_width: of the images that patches were cut from. With them and ``patch_offsets`` xy is not looked at, and rgb is ``(m, h, w, 3)``: m
-            patches of one photograph, or one patch of each of m.
+        actual_height, actual_width: of the images that patches were cut from. With these and ``patch_offsets`` xy is ignored, and rgb is ``(m, h, w, 3)``: m
+            patches of one photograph, or one patch from each of m.
         patch_offsets: integers ``(m, 2)``, ``(1, m, 2)`` or ``(m, 1, 2)``, the first pixel of each patch as (x, y).
 
     Returns:
@@ -87,7 +87,7 @@ def slice(
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit; on the CPU also patches that reach beyond their image.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, those colours are NaN.
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, those colours are NaN.
 
     Gradients: to the grids, to rgb and, with ``compute_coords_grad``, to xy; of any order in reverse mode. Deterministic, without atomics. No call waits for a GPU.
 
@@ -117,7 +117,7 @@ def fused_bilagrid_sample(
     actual_width: int | None = None,
     patch_offsets: Tensor | None = None,
 ) -> Tensor:
-    """The colours under the maps of grids ``(N, 12, D, Gh, Gw)``: row n of ``rgb`` ``(N, m, h, w, 3)`` has grid n; the rest as `slice` has it.
+    """The colours under the maps of grids ``(N, 12, D, Gh, Gw)``: row n of ``rgb`` ``(N, m, h, w, 3)`` has grid n. The other arguments are those of `slice`.
 
     Example:
         >>> identity = torch.eye(3, 4).view(1, 12, 1, 1, 1).expand(2, 12, 8, 16, 16)
@@ -136,7 +136,7 @@ def _places(
     width: int | None,
     offsets: Tensor | None,
 ) -> tuple[Tensor | None, Tensor]:
-    """The places of the pixels, None for those of whole images, and the colours as they are computed with."""
+    """The places of the pixels, None for those of whole images, and the colours in the type that is computed in."""
     _checks.tensors(rgb=rgb, **({} if xy is None else {"xy": xy}))
     given = (height is not None, width is not None, offsets is not None)
     if any(given) and not all(given):

@@ -1,7 +1,7 @@
 """gsplat's calls (and bilarf's, and nerfstudio's): its ``examples/lib_bilagrid.py`` and ``gsplat.color_correct``.
 
-Arguments, layouts, defaults and ``state_dict`` are theirs; so are values and gradients, to rounding. README, "Drop-in replacements", says how to be on the
-fast path: `bilagrid.compat.pixel_grid` in the place of one's own ``xy``.
+Arguments, layouts, defaults and ``state_dict`` are theirs; so are values and gradients, to rounding. To be on the fast path, replace your own ``xy`` by
+`bilagrid.compat.pixel_grid`, as README shows under "Drop-in replacements".
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class BilateralGrid(GridBank):
         grid_X: nodes along x.
         grid_Y: nodes along y.
         grid_W: nodes along luma.
-        gauge: keeps the mean of the grids at the identity. A scene twice as bright seen through grids half as bright fits the photographs as well: without it
-            the colours of the scene drift. It holds at every step and costs a pass over all grids; `center_` does the same now and then.
+        gauge: keeps the mean of the grids at the identity. Without it the colours of the scene drift, since a scene twice as bright fits the photographs as
+            well through grids half as bright. It acts in every step, which costs a pass over all grids; `center_` does the same when it is called.
         sparse: gives the grids a sparse gradient, of those that a step read, for ``torch.optim.SparseAdam``: with many photographs, dense gradients and
-            Adam cost as much as slicing does. At places that are not regular, finding out which were read waits for a GPU.
+            Adam cost as much as slicing does. At places that are not regular the host waits for a GPU to know which were read.
 
     Attributes:
         grids: the parameter, ``(num, 12, grid_W, grid_Y, grid_X)``: a 3x4 colour map, row by row, in each node. ``grids.requires_grad_(False)`` freezes it; the
@@ -89,7 +89,7 @@ class BilateralGrid(GridBank):
             grid_xy: ``(..., 2)`` in [0, 1], x first; of 2 to 5 dimensions.
             rgb: ``(..., 3)``, in [0, 1].
             idx: the grid of each leading row, ``(N,)``, or one for all; without it, row n has grid n.
-            transform: gives the colours under the maps in their stead, without storing the maps where the places are regular.
+            transform: return the colours under the maps in place of the maps, which are not stored where the places are regular.
 
         Returns:
             ``(..., 3, 4)``; with ``transform`` ``(..., 3)``.
@@ -121,18 +121,18 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
 
     Args:
         bil_grids: a `BilateralGrid`, or a module that calls one (such as ``DistributedDataParallel``).
-        xy: ``(..., 2)``, x and y in [0, 1]. One of `pixel_grid`, or a view of it, is known to be regular and takes the fast path; one such is enough for a batch.
+        xy: ``(..., 2)``, x and y in [0, 1]. One of `pixel_grid`, or a view of it, is known to be regular and takes the fast path; one serves a whole batch.
         rgb: ``(..., 3)``, of 2 to 4 dimensions, in [0, 1]: rays ``(N, 3)``, images ``(N, H, W, 3)``. Any floating type and strides.
-        grid_idx: the grid of each leading row of rgb, ``(N, 1)``, ``(N, 1, 1)`` or ``(N, 1, 1, 1)``, or one index for all of any shape. Of an index a pixel, the
-            first of each row counts.
+        grid_idx: the grid of each leading row of rgb, ``(N, 1)``, ``(N, 1, 1)`` or ``(N, 1, 1, 1)``, or one index for all, of any shape. If it has an index for
+            each pixel, the first of each row counts.
 
     Returns:
-        ``{"rgb": (..., 3), "rgb_affine_mats": (..., 3, 4)}``. The maps are computed when they are read: reading them later than the next step of the optimizer is an
+        ``{"rgb": (..., 3), "rgb_affine_mats": (..., 3, 4)}``. The maps are computed when they are read; reading them after the optimizer's next step is an
         error.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit.
-        IndexError: an index out of range, on the CPU. On a GPU, where looking would wait for it, those colours are NaN.
+        IndexError: an index out of range, on the CPU. On a GPU, where a check would make the host wait, those colours are NaN.
 
     Gradients: to the grids, to rgb (through luma too) and, where xy requires them, to xy; of any order in reverse mode. Deterministic. By a coordinate outside the
     grid, or on its border, the derivative is 0. No call waits for a GPU.
@@ -160,7 +160,7 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
         raise TypeError(
             f"bil_grids must be a bilagrid.compat.gsplat.BilateralGrid or hold one, got {type(bil_grids).__name__}"
         )
-    # The parameter as it is now, which torch.func.functional_call may have put there for this call alone.
+    # The parameter as it is now: torch.func.functional_call may have put another there for this call alone.
     grids = module.grids
 
     def maps() -> Tensor:
@@ -168,7 +168,7 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
 
     colors = bil_grids(xy, rgb, index, transform=True)
     if torch.compiler.is_compiling():
-        # What a graph does not use it does not compute.
+        # A graph does not compute what it does not use.
         return {"rgb": colors, "rgb_affine_mats": maps()}
     sliced: Any = Sliced(colors, maps, (xy, rgb, grids))
     return sliced

@@ -24,12 +24,12 @@ __all__ = ["bilateral_slice", "bilateral_slice_apply"]
 _GRID = "(N, Gh, Gw, D, C)"
 _MAPS = "(N, Gh, Gw, D, C_out, terms)"
 
-# In planes: beyond, float32 no longer tells where between two planes a value lies. Values farther out saturate here.
+# In planes. Farther out float32 no longer tells where between two planes a value lies, so values saturate here.
 _FARTHEST = 2.0**22
 
 
 def bilateral_slice(grid: Tensor, guide: Tensor, name: str | None = None, *, eps: float | None = None) -> Tensor:
-    """Reads a grid at each pixel's place and guide value, as HDRNet's ``bilateral_slice``::
+    """Reads a grid at each pixel's place and guide value, as HDRNet's ``bilateral_slice`` does::
 
         out[n, y, x, c] = sum_k w_k(y, x) grid[n, k, c]
 
@@ -38,10 +38,10 @@ def bilateral_slice(grid: Tensor, guide: Tensor, name: str | None = None, *, eps
     Args:
         grid: ``(N, Gh, Gw, D, C)``, or ``(N, Gh, Gw, D, C_out, C_in)``.
         guide: ``(N, H, W)``, 0 to 1 over the grid.
-        name: taken and not used: a label of TensorFlow's graph.
-        eps: None for tents ``max(1 - |t|, 0)`` on every axis. The published operator smooths those along z to ``max(1 - sqrt(t² + eps), 0)`` with eps 1e-8,
-            so that the weights at the middle of a cell sum to ``1 - sqrt(eps)``; give that to have the same values and gradients. 0 to 1; 0 is None. It
-            takes two slices, at the planes below and above each pixel, and their weighted sum, so more than twice the time; no corners are stored.
+        name: accepted and ignored: a label of TensorFlow's graph.
+        eps: None or 0 for tents ``max(1 - |t|, 0)`` on every axis. The published operator smooths those along z to ``max(1 - sqrt(t² + eps), 0)`` with
+            eps = 1e-8, so that the weights at the middle of a cell sum to ``1 - sqrt(eps)``; give 1e-8 for its values and gradients. At least 0 and below 1.
+            It takes a weighted sum of two slices, at the planes below and above each pixel, so more than twice the time; no corners are stored.
 
     Returns:
         ``(N, H, W, C)``, or ``(N, H, W, C_out, C_in)``, in the grid's dtype.
@@ -51,7 +51,7 @@ def bilateral_slice(grid: Tensor, guide: Tensor, name: str | None = None, *, eps
         ValueError: shapes or devices that do not fit, or an eps out of range.
 
     Gradients: to grid and guide, of any order in reverse mode; with eps they are exactly those of the values. (The published gradient by the grid leaves the
-    smoothing out at the two outermost half cells, so there it differs by a share of at most sqrt(eps), 1e-4.) Deterministic.
+    smoothing out in the two outermost half cells, and differs there by a share of at most sqrt(eps) = 1e-4.) Deterministic.
 
     Source: Gharbi et al., "Deep bilateral learning for real-time image enhancement", SIGGRAPH 2017, and github.com/google/hdrnet.
 
@@ -83,7 +83,7 @@ def bilateral_slice_apply(
     *,
     eps: float | None = None,
 ) -> Tensor:
-    """Slices the coefficients of an affine map at each pixel and applies it, as HDRNet's ``bilateral_slice_apply``::
+    """Slices the coefficients of an affine map at each pixel and applies it, as HDRNet's ``bilateral_slice_apply`` does::
 
         out[n, y, x, o] = sum_i A_oi(y, x) input_image[n, y, x, i] + A_o,offset(y, x),   A = bilateral_slice(grid, guide)
 
@@ -95,8 +95,8 @@ def bilateral_slice_apply(
         guide: ``(N, H, W)``, 0 to 1 over the grid.
         input_image: ``(N, H, W, C_in)``.
         has_offset: whether the maps have a constant term. (The bare TensorFlow operator has no default; HDRNet's layer has True.)
-        name: taken and not used.
-        eps: as in `bilateral_slice`.
+        name: accepted and ignored: a label of TensorFlow's graph.
+        eps: None for tents along z; 1e-8 for the published, smoothed ones, in more than twice the time. See `bilateral_slice`.
 
     Returns:
         ``(N, H, W, C_out)`` in the image's dtype.
@@ -105,9 +105,9 @@ def bilateral_slice_apply(
         TypeError: a dtype that is not floating, or an argument of another kind.
         ValueError: shapes or devices that do not fit, or an eps out of range.
 
-    Gradients: to grid, guide and image, of any order in reverse mode; as `bilateral_slice`. Deterministic.
+    Gradients: to grid, guide and image, of any order in reverse mode; with eps they are exactly those of the values. Deterministic.
 
-    Source: as `bilateral_slice`.
+    Source: Gharbi et al., "Deep bilateral learning for real-time image enhancement", SIGGRAPH 2017, and github.com/google/hdrnet.
 
     Example:
         >>> identity = torch.eye(3, 4).reshape(12).expand(1, 16, 16, 8, 12)
@@ -136,7 +136,7 @@ def bilateral_slice_apply(
 
 
 def _arguments(grid: Tensor, guide: Tensor, eps: float | None) -> tuple[Tensor, Tensor, float | None]:
-    """The grid channels first, a view of one of five dimensions; the checked guide; and eps, None where there is nothing to smooth."""
+    """The checked arguments: a view of the grid with the channels first, the guide, and eps, None where nothing is smoothed."""
     if grid.ndim == 6:
         _checks.rank("grid", grid, _MAPS)
         grid = grid.flatten(4)
@@ -151,9 +151,9 @@ def _arguments(grid: Tensor, guide: Tensor, eps: float | None) -> tuple[Tensor, 
 
 
 def _on_two_planes(read: Callable[[Tensor, Lattice], Tensor], grid: Tensor, guide: Tensor, eps: float) -> Tensor:
-    """What ``read`` gives at the planes below and above each pixel, weighed by the smoothed tent; the planes themselves have no gradient.
+    """The sum of what ``read`` gives at the planes below and above each pixel, weighed by the smoothed tent. Which planes these are has no gradient.
 
-    Planes beyond the grid are its outermost one, and weigh as where they would be, as published.
+    A plane beyond the grid is its outermost one, weighed as if it lay where it would be, as published.
     """
     depth, rows, columns = grid.shape[2:]
     # The default lattice along y and x; along z the guide is the number of a plane.
@@ -161,7 +161,7 @@ def _on_two_planes(read: Callable[[Tensor, Lattice], Tensor], grid: Tensor, guid
     lattice = Lattice(
         "sigma", (depth, rows, columns), (guide.shape[1], guide.shape[2]), steps=unit, steps_size=(rows, columns)
     )
-    # Chosen, not clamped, whose gradient at NaN is 0.
+    # By where, since clamp's gradient at NaN is 0.
     z = widened(guide) * depth
     z = torch.where(z.abs() > _FARTHEST, z.detach().clamp(-_FARTHEST, _FARTHEST), z)
     below = (z.detach() - 0.5).floor()

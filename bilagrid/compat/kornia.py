@@ -1,15 +1,15 @@
 """kornia's bilateral filters under their own names and signatures, on the grid: ``from bilagrid.compat.kornia import bilateral_blur``.
 
-kornia weighs every pixel of a window and holds the window of every pixel in memory. The grid's cost does not grow with the window. What that changes:
+kornia weighs every pixel of a window and holds the windows of all pixels in memory. The grid's cost does not grow with the window. Two things differ:
 
-- The window. kornia's is a Gaussian cut off at the window's edge; here it is a Gaussian of the variance that is left after the cut, along y and x each.
-- The colour distance. A grid tells colours apart along one axis. That is kornia's own distance for a guidance of one channel. Of more channels it is
-  refused unless ``gray_distance=True`` asks for the distance along gray, ``|sum_c d_c|`` for ``sum_c |d_c|`` (l1) and ``|sum_c d_c| / sqrt(C)`` for
-  ``sqrt(sum_c d_c²)`` (l2): the same where all channels differ by as much, and less where they differ in colour.
+- The window. kornia's is a Gaussian cut off at the window's edge; here it is a Gaussian of the variance that is left after the cut, along y and along x.
+- The colour distance. A grid tells colours apart along one axis only. For a guidance of one channel that is kornia's own distance. One of more channels is
+  refused unless ``gray_distance=True`` asks for the distance along gray: ``|sum_c d_c|`` in place of ``sum_c |d_c|`` (l1), ``|sum_c d_c| / sqrt(C)`` in place of
+  ``sqrt(sum_c d_c²)`` (l2). It is the same where all channels differ by as much, and smaller where they differ in colour.
 
-Accuracy against kornia's own (0.8.1), values from 0 to 1, sigma_color 0.1 and 0.2, as ``python -m pytest tests/test_compat_kornia.py`` holds it on crops of
-photographs: one channel, at least 53 dB for windows of 3 sigma to each side, 49 dB from 2 sigma and 38 dB for any, the worst on a page of text.
-Along gray at least 43 dB where colours are muted, but 35 dB on a colourful portrait, where edges between colours of like brightness are smoothed.
+Accuracy against kornia 0.8.1, values from 0 to 1, sigma_color 0.1 and 0.2, held by ``python -m pytest tests/test_compat_kornia.py`` on crops of photographs. One
+channel: at least 53 dB for windows of 3 sigma to each side, 49 dB from 2 sigma and 38 dB for any, the worst on a page of text. Along gray: at least 43 dB where
+colours are muted, but 35 dB on a colourful portrait, where edges between colours of similar brightness are smoothed.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def bilateral_blur(
     """Smooths an image within its edges, as ``kornia.filters.bilateral_blur``: `joint_bilateral_blur` with the image as its own guidance.
 
     Args:
-        input: ``(B, C, H, W)``, any floating type and strides. More channels than one need ``gray_distance=True``, or `joint_bilateral_blur` with a guidance
-            of one channel, such as its luma.
+        input: ``(B, C, H, W)``, any floating type and strides. For more than one channel pass ``gray_distance=True``, or use `joint_bilateral_blur` with a
+            guidance of one channel, such as the luma.
         kernel_size, sigma_color, sigma_space, border_type, color_distance_type, gray_distance, guide_range: as in `joint_bilateral_blur`.
 
     Returns:
         ``(B, C, H, W)`` in the input's dtype.
 
     Raises:
-        TypeError, ValueError: as `joint_bilateral_blur`.
+        TypeError, ValueError: as in `joint_bilateral_blur`.
 
-    Gradients and accuracy: as `joint_bilateral_blur`.
+    Gradients: to input and a tensor of sigma_color, of any order in reverse mode. Deterministic. Accuracy: see `bilagrid.compat.kornia`.
 
     Example:
         >>> step = (torch.arange(64) > 31).float().expand(1, 1, 48, 64)
@@ -88,18 +88,20 @@ def joint_bilateral_blur(
 
         out(p) = sum_q w(p, q) input(q) / sum_q w(p, q),   w(p, q) = exp(-|p - q|² / 2 sigma_space² - |guidance(p) - guidance(q)|² / 2 sigma_color²)
 
-    with q in the window about p and pixels beyond the border as ``border_type`` has them.
+    with q in the window around p, and pixels beyond the border continued by ``border_type``.
 
     Args:
         input: ``(B, C, H, W)``, any floating type, strides and number of channels.
         guidance: ``(B, 1, H, W)``; of more channels with ``gray_distance=True``.
-        kernel_size: ``(y, x)`` or one number, pixels of the window, odd and at least 3. Only the variance that it leaves of the Gaussian counts, and how far
-            the image is continued beyond its border.
-        sigma_color: standard deviation in units of the distance, a number or ``(B,)``, one an image, whose values the host waits for where ``guide_range`` is given.
-        sigma_space: standard deviations ``(y, x)`` in pixels, two numbers, or a tensor ``(2,)`` or ``(B, 2)``, taken as constants, which the host waits for.
-        border_type: ``"constant"`` (0), ``"reflect"`` (the border pixel once), ``"replicate"`` or ``"circular"``.
-        color_distance_type: ``"l1"`` or ``"l2"``; of one channel they are the same.
-        gray_distance: whether the distance of several channels is taken along gray. See `bilagrid.compat.kornia` for what it is and costs.
+        kernel_size: ``(y, x)`` or one number, the size of the window in pixels, odd and at least 3. It counts only by the variance that it leaves of the
+            Gaussian, and by how far the image is continued beyond its border.
+        sigma_color: standard deviation in units of the distance: a number, or a tensor ``(B,)`` with one for each image. With a ``guide_range`` the host waits
+            for the tensor's values.
+        sigma_space: standard deviations ``(y, x)`` in pixels: two numbers, or a tensor ``(2,)`` or ``(B, 2)``, whose values the host waits for and which has
+            no gradient.
+        border_type: ``"constant"`` (0), ``"reflect"`` (without repeating the border pixel), ``"replicate"`` or ``"circular"``.
+        color_distance_type: ``"l1"`` or ``"l2"``; for one channel they are the same.
+        gray_distance: whether the distance of several channels is taken along gray; `bilagrid.compat.kornia` says what that changes.
         guide_range: least and greatest value of the guidance, over all channels; None measures it, a synchronisation, as in `bilagrid.bilateral_filter`.
 
     Returns:
@@ -112,7 +114,7 @@ def joint_bilateral_blur(
 
     Gradients: to input, guidance and a tensor of sigma_color, of any order in reverse mode. Deterministic.
 
-    Accuracy: the module's documentation, `bilagrid.compat.kornia`, says how near kornia's own it is.
+    Accuracy: `bilagrid.compat.kornia` says how near it comes to kornia's own.
 
     Source: kornia's documentation; Paris and Durand, ECCV 2006.
 
@@ -126,7 +128,7 @@ def joint_bilateral_blur(
 
 
 class _Blur(nn.Module):
-    """Options of either module, shown as kornia shows them."""
+    """The options of both modules, shown as kornia shows them."""
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ def _blur(
     gray_distance: bool,
     guide_range: tuple[float, float] | None,
 ) -> Tensor:
-    """Either filter; ``name`` is the caller's for the guidance."""
+    """Both filters. An error calls the guidance by its ``name``."""
     _checks.tensors(input=input, guidance=guidance)
     _checks.rank("input", input, "(N, C, H, W)")
     _checks.rank(name, guidance, "(N, C, H, W)")
@@ -205,7 +207,7 @@ def _blur(
         )
     sigmas = _sigmas_space(sigma_space, len(input))
 
-    # Of one channel, both distances are the difference of the guide.
+    # With one channel, both distances are the difference of the guide.
     share = channels ** (0.0 if color_distance_type == "l1" else -0.5)
     guide = widened(guidance)[:, 0] if channels == 1 else share * widened(guidance).sum(1)
     if guide_range is not None:
@@ -241,7 +243,7 @@ def _on_grid(
     sigma_color: float,
     guide_range: tuple[float, float],
 ) -> Tensor:
-    """The filter of the image continued by ``reach``, at the pixels of the image itself."""
+    """Filters an image that was continued by ``reach``; the result is of the image itself."""
     lattice, (z, _, _) = filter_lattice(around, 1.0, sigma_color, guide_range)
     size, steps, blurs = [lattice.size[0]], [lattice.steps[0]], [z]
     for axis, (sigma, pixels) in enumerate(zip(sigmas, reach, strict=True), 1):
@@ -271,7 +273,7 @@ def _deviation(sigma: float, reach: int) -> float:
 
 
 def _with_deviation(deviation: float) -> float:
-    """The sigma of which `blur`'s taps have this standard deviation, less than a node."""
+    """The sigma for which `blur`'s taps have this standard deviation, which is less than a node."""
     least, most = 0.0, 2.0
     for _ in range(50):
         middle = (least + most) / 2
@@ -280,7 +282,7 @@ def _with_deviation(deviation: float) -> float:
 
 
 def _continued(image: Tensor, axis: int, pixels: int, border_type: str) -> Tensor:
-    """The image with so many pixels more at both ends of an axis. Of slices, whose gradients are added in order; those of torch's own padding are not on a GPU."""
+    """The image with that many more ``pixels`` at both ends of an axis. Made of slices: torch's own padding adds its gradients in no fixed order on a GPU."""
     extent = image.shape[axis]
     if border_type == "constant":
         shape = [pixels if axis in (k, k - image.ndim) else size for k, size in enumerate(image.shape)]
@@ -306,7 +308,7 @@ def _reach(kernel_size: Any, image_size: tuple[int, int], border_type: str) -> t
     if not all(size >= 3 and size % 2 for size in pair):
         raise ValueError(f"kernel_size must be odd and at least 3 along y and x, got {kernel_size!r}")
     reach = pair[0] // 2, pair[1] // 2
-    # How many pixels beyond its border an image can be continued by its own.
+    # An image is continued by its own pixels: reflected by at most one less than its extent, in a circle by as many.
     spare = {"reflect": -1, "circular": 0}.get(border_type)
     if spare is not None and any(pixels > extent + spare for pixels, extent in zip(reach, image_size, strict=True)):
         raise ValueError(
@@ -317,7 +319,7 @@ def _reach(kernel_size: Any, image_size: tuple[int, int], border_type: str) -> t
 
 
 def _sigmas_space(sigma_space: Any, batch: int) -> list[tuple[float, float]]:
-    """Standard deviations along y and x: one pair, or one an image where they differ."""
+    """Standard deviations ``(y, x)``: one pair for all images, or one for each where they differ."""
     if isinstance(sigma_space, Tensor):
         if tuple(sigma_space.shape) not in ((2,), (1, 2), (batch, 2)):
             raise ValueError(
@@ -338,7 +340,7 @@ def _sigmas_space(sigma_space: Any, batch: int) -> list[tuple[float, float]]:
 def _shares(
     batch: int, sigmas: list[tuple[float, float]], ranges: list[tuple[float, float]]
 ) -> list[tuple[slice, tuple[float, float], tuple[float, float]]]:
-    """Which images each pair and each range is for; of either there is one, or one an image."""
+    """The slices of the batch that are filtered at once, each with its sigmas and its range: all images, or one by one where these differ."""
     if batch == 0:
         return [(slice(0), (1.0, 1.0), (0.0, 0.0))]
     sigmas, ranges = (one * batch if len(one) == 1 else one for one in (sigmas, ranges))

@@ -1,6 +1,6 @@
-"""nerfstudio's calls, ``nerfstudio.model_components.lib_bilagrid``: those of `bilagrid.compat.gsplat` under its names.
+"""nerfstudio's calls, those of ``nerfstudio.model_components.lib_bilagrid``: the same as in `bilagrid.compat.gsplat`.
 
-Its images are corner-aligned: ``pixel_grid(H, W, kind="corner_aligned")`` stands for the meshgrid of its splatfacto.
+Its images are corner-aligned: ``pixel_grid(H, W, kind="corner_aligned")`` replaces the meshgrid of its splatfacto.
 """
 
 from bilagrid.compat.gsplat import (

@@ -1,7 +1,7 @@
-"""The operators as `torch.nn.Module`, for ``Sequential``, configuration files and export: thin, one a function, options in the constructor.
+"""The functions as `torch.nn.Module`, for ``Sequential``, configuration files and export: one thin module for each, with its options in the constructor.
 
-Each ``forward`` is the function of that name with the module's options, and says no more than it; what it promises of gradients, determinism and errors
-holds. Only `Curves` has parameters: a grid is what a network predicts, or a parameter of your own.
+Each ``forward`` calls the function of that name with the module's options; the function's help says what it promises of gradients, determinism and errors. Only
+`Curves` has parameters: a grid is what a network predicts, or a parameter of your own.
 """
 
 from bilagrid.nn.editing import Colorize, EqualizeHistogram, MergeFlash

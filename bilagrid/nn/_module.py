@@ -17,16 +17,17 @@ _KINDS = {
 
 
 def checked_size(size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Nodes (D, Gh, Gw), or an error that says what is wrong with them."""
+    """``size`` if it is nodes (D, Gh, Gw); else an error says what is wrong with it."""
     return Lattice.cell_centered(size, (1, 1)).size
 
 
 class Module(nn.Module):
-    """A module whose options are the attributes that it names."""
+    """A module whose options are attributes of the names in ``options``."""
 
     options: ClassVar[tuple[str, ...]] = ()
 
     def given(self) -> dict[str, Any]:
+        """The options by name, as the module's function takes them."""
         return {name: getattr(self, name) for name in self.options}
 
     def extra_repr(self) -> str:
@@ -34,7 +35,7 @@ class Module(nn.Module):
 
 
 class OnLattice(Module):
-    """A module whose pixels land by one kind of lattice, whatever the image's size, or by a lattice of its own."""
+    """A module with a kind of lattice, which fits every size of image, or with one `Lattice`."""
 
     options: ClassVar[tuple[str, ...]] = ("lattice",)
 
@@ -45,7 +46,7 @@ class OnLattice(Module):
         self.lattice = lattice
 
     def lattice_for(self, grid: Tensor | tuple[int, int, int], pixels: Tensor) -> Lattice | None:
-        """The lattice of a grid, or of one of that size, and pixels ``(..., H, W)``; None, the default, where the operator is to say what is wrong with them."""
+        """The lattice for a grid, or one of this size, and pixels ``(..., H, W)``; None where these are wrong, which the operator will say."""
         if isinstance(self.lattice, Lattice):
             return self.lattice
         size = grid.shape[2:] if isinstance(grid, Tensor) else grid
@@ -53,7 +54,7 @@ class OnLattice(Module):
             return None
         depth, rows, columns = size
         height, width = pixels.shape[-2:]
-        # One by one: the least of symbolic sizes would fix their order in a graph.
+        # Each by itself: the minimum of symbolic sizes would fix in a graph which is the smallest.
         if any(extent < 1 for extent in (depth, rows, columns, height, width)):
             return None
         return _KINDS[self.lattice]((depth, rows, columns), (height, width))

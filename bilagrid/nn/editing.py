@@ -17,7 +17,7 @@ class EqualizeHistogram(Module):
     Args:
         sigma_space, clip_limit, bins, value_range: the function's.
 
-    Shapes: an image ``(N, 1 or 3, H, W)`` to one of the same.
+    Shapes: an image ``(N, 1 or 3, H, W)`` to one of the same shape.
 
     Example:
         >>> EqualizeHistogram(clip_limit=3)(torch.rand(1, 3, 24, 32)).shape
@@ -76,7 +76,7 @@ class MergeFlash(Module):
     Args:
         sigma_space, sigma_color, exposure, gamma: the function's.
 
-    Shapes: the photograph with flash and the one without, ``(N, 1 or 3, H, W)``, to an image as the second.
+    Shapes: the photograph with flash and the one without, ``(N, 1 or 3, H, W)``, to an image of the shape of the second.
 
     Example:
         >>> MergeFlash(exposure=0.125)(torch.rand(1, 3, 24, 32), torch.rand(1, 3, 24, 32)).shape

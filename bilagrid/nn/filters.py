@@ -1,4 +1,4 @@
-"""What is made of the operators, as modules."""
+"""Filters, fits and upsampling as modules."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BilateralFilter(_Filter):
 
 
 class JointBilateralUpsample(_Filter):
-    """`bilagrid.joint_bilateral_upsample`; ``sigma_space`` is in pixels of the small image.
+    """`bilagrid.joint_bilateral_upsample`, whose ``sigma_space`` is in pixels of the small image.
 
     Args:
         sigma_space, sigma_color, guide_range, nodes_per_sigma: the function's.
@@ -75,8 +75,8 @@ class Fit(OnLattice):
         lattice: as in `Splat`.
         method: ``"fast"`` or ``"global"``.
 
-    Shapes: an image ``(N, C_in, H, W)``, a target ``(N, C_out, H, W)``, and if wanted a guide and a weight ``(N, H, W)``, to a grid
-    ``(N, C_out * (C_in + 1), D, Gh, Gw)``.
+    Shapes: an image ``(N, C_in, H, W)``, a target ``(N, C_out, H, W)``, and optionally a guide and a weight ``(N, H, W)`` and noise ``(N, C_in, H, W)``, to a
+    grid ``(N, C_out * (C_in + 1), D, Gh, Gw)``.
 
     Example:
         >>> image = torch.rand(1, 3, 48, 64)
@@ -94,10 +94,15 @@ class Fit(OnLattice):
         self.size, self.method = checked_size(size), method
 
     def forward(
-        self, image: Tensor, target: Tensor, guide: Tensor | None = None, weight: Tensor | None = None
+        self,
+        image: Tensor,
+        target: Tensor,
+        guide: Tensor | None = None,
+        weight: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        lattice = self.lattice_for(self.size, image)
-        return upsample.fit(image, target, guide, size=self.size, lattice=lattice, weight=weight, method=self.method)
+        options = self.given() | {"lattice": self.lattice_for(self.size, image)}
+        return upsample.fit(image, target, guide, weight=weight, noise=noise, **options)
 
 
 class GuidedUpsample(Module):
@@ -107,8 +112,8 @@ class GuidedUpsample(Module):
         size: nodes ``(D, Gh, Gw)``, by default 8 planes and a node every 16 pixels of the small image.
         method: ``"fast"`` or ``"global"``.
 
-    Shapes: an image ``(N, C_in, H, W)``, a small version of it ``(N, C_in, h, w)``, what became of that ``(N, C_out, h, w)``, and both guides or none, to an
-    image ``(N, C_out, H, W)``.
+    Shapes: an image ``(N, C_in, H, W)``, a small version of it ``(N, C_in, h, w)``, that edited ``(N, C_out, h, w)``, and both guides or neither, to an image
+    ``(N, C_out, H, W)``.
 
     Example:
         >>> photo, small = torch.rand(1, 3, 96, 128), torch.rand(1, 3, 24, 32)
@@ -142,7 +147,7 @@ class Tonemap(Module):
     Args:
         contrast, sigma_space, sigma_color, gamma: the function's.
 
-    Shapes: radiance ``(N, 3 or 1, H, W)`` to a picture of the same.
+    Shapes: radiance ``(N, 3 or 1, H, W)`` to a picture of the same shape.
 
     Example:
         >>> Tonemap(contrast=8)

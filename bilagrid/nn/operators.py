@@ -24,7 +24,7 @@ class Splat(OnLattice):
 
     Args:
         size: nodes ``(D, Gh, Gw)``.
-        lattice: ``"cell_centered"``, ``"half_pixel"`` or ``"corner_aligned"``, for every image size; or a `Lattice`, for its own.
+        lattice: ``"cell_centered"``, ``"half_pixel"`` or ``"corner_aligned"``, for images of any size; or a `Lattice`, for images of its size.
 
     Shapes: values ``(N, C, H, W)`` and guide ``(N, H, W)`` to a grid ``(N, C, D, Gh, Gw)``; with an index ``(N,)`` into a bank of ``count`` grids.
 
@@ -70,9 +70,9 @@ class Slice(OnLattice):
 
     Args:
         lattice: as in `Splat`.
-        sparse: whether the gradient by a bank of grids, given with an index, holds the chosen ones alone.
+        sparse: whether the gradient by a bank of grids, read with an index, is a sparse tensor of the chosen ones alone.
 
-    Shapes: a grid ``(N, C, D, Gh, Gw)`` and a guide ``(N, H, W)`` to values ``(N, C, H, W)``; or a bank of grids, and an index ``(N,)`` of each image's.
+    Shapes: a grid ``(N, C, D, Gh, Gw)`` and a guide ``(N, H, W)`` to values ``(N, C, H, W)``; or a bank of grids, and an index ``(N,)``, the grid of each image.
 
     Example:
         >>> Slice(lattice="half_pixel")(torch.rand(1, 2, 4, 3, 3), torch.rand(1, 6, 8)).shape
@@ -101,7 +101,7 @@ class SliceApply(OnLattice):
         sparse: as in `Slice`.
 
     Shapes: a grid ``(N, C_out * (C_in + 1), D, Gh, Gw)``, a guide ``(N, H, W)``, or None for the luma of three channels, and an image ``(N, C_in, H, W)`` to
-    one ``(N, C_out, H, W)``; or a bank of grids, and an index ``(N,)`` of each image's.
+    one ``(N, C_out, H, W)``; or a bank of grids, and an index ``(N,)``, the grid of each image.
 
     Example:
         >>> image = torch.rand(1, 3, 48, 64)
@@ -182,13 +182,14 @@ class Curves(Module):
     """`bilagrid.curves` with parameters to be learned: HDRNet's full-size guide, which starts as the mean of the image's channels, clipped to [0, 1].
 
     Args:
-        channels: of the image.
-        knots: pieces of each curve, evenly over [0, 1] at the start.
-        mixed: curves, by default as many as channels.
+        channels: number of channels of the image.
+        knots: number of pieces of each curve; they start evenly over [0, 1].
+        mixed: number of curves, by default that of the channels.
+        device, dtype: of the parameters.
 
-    Parameters:
-        matrix ``(mixed, channels)``, the identity and noise of 1e-4, or the channels in turn where there are more or fewer curves; bias ``(mixed,)``, 0;
-        shifts and slopes ``(mixed, knots)``, a slope of 1 from 0 on; mix ``(mixed,)``, 1 / mixed; mix_bias ``()``, 0.
+    Parameters, and how they start:
+        matrix ``(mixed, channels)``: the identity, its rows in turn if there are more or fewer curves, plus noise of 1e-4. bias ``(mixed,)``: 0.
+        shifts and slopes ``(mixed, knots)``: a slope of 1 from 0 on. mix ``(mixed,)``: 1 / mixed. mix_bias ``()``: 0.
 
     Shapes: an image ``(N, channels, H, W)`` to a guide ``(N, H, W)``.
 
@@ -229,7 +230,7 @@ class Curves(Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The start again, with new noise."""
+        """Starts again, with new noise."""
         turns = -(-self.mixed // self.channels)
         identity = torch.eye(self.channels).repeat(turns, 1)[: self.mixed]
         self.matrix.copy_(identity + 1e-4 * torch.randn(self.mixed, self.channels))
