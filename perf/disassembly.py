@@ -76,6 +76,18 @@ def atomics(compiled: CompiledKernel) -> int:
     return len(_ATOMIC.findall(compiled.asm.get("ptx") or compiled.asm["amdgcn"]))
 
 
+# A loop in Triton's own code, and a value that it carries from turn to turn.
+_LOOP = re.compile(r"scf\.for .* iter_args\((.*?)\) ->")
+
+
+def forgotten(compiled: CompiledKernel) -> int:
+    """The values that loops carry as the kernel is written and no longer where it is laid out for threads."""
+    written, laid_out = (
+        sum(found.count(" = ") for found in _LOOP.findall(compiled.asm[stage])) for stage in ("ttir", "ttgir")
+    )
+    return max(written - laid_out, 0)
+
+
 def _sass(cubin: bytes) -> list[str]:
     """Labels and instructions, without addresses and the padding after the program's end."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -57,6 +57,7 @@ class Fit:
         registers: of a thread; ``spills`` are bytes a thread (registers on AMD).
         shared_bytes: of a program; ``shared_limit`` is what one may have.
         atomics: instructions that read, change and write memory in one go: none, for the same bits on every run.
+        forgotten: values that loops carry and the compiler dropped: none, or what the kernel computes is wrong.
     """
 
     case: str
@@ -70,6 +71,7 @@ class Fit:
     shared_bytes: int
     shared_limit: int
     atomics: int
+    forgotten: int
 
 
 @dataclass(frozen=True)
@@ -331,6 +333,7 @@ def _fit(compiled: CompiledKernel, use: Use, launch: _launch.Launch, config: tri
         shared_bytes=compiled.metadata.shared,
         shared_limit=TARGETS[target].shared_limit,
         atomics=disassembly.atomics(compiled),
+        forgotten=disassembly.forgotten(compiled),
     )
 
 

@@ -34,6 +34,8 @@ def assert_fits(rows: list[dict[str, Any]]) -> None:
     assert not too_large, f"more shared memory than there is: {too_large}"
     atomic = [row for row in rows if row["atomics"]]
     assert not atomic, f"atomics: {atomic}"
+    forgotten = [row for row in rows if row["forgotten"]]
+    assert not forgotten, f"loops forget what they carry: {forgotten}"
 
 
 @pytest.fixture(scope="module")

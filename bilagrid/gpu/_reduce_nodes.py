@@ -123,7 +123,9 @@ def _reduce_nodes_kernel(
         first_row = next_row
         next_row = first_pixel(node_y + 1, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
         below = tl.zeros([TILE_C, PLANES, CELLS], ACC)
-        for row in range(first_row, next_row):
+        # Not from first_row on: Triton 3.6 and 3.7 forget what a loop carries if it is but the bound of another, and would begin at the strip's first row.
+        for down in range(next_row - first_row):
+            row = first_row + down
             i = widen(row, WIDE)
             left_sum = tl.zeros([TILE_C, PLANES, CELLS], ACC)
             right_sum = tl.zeros([TILE_C, PLANES, CELLS], ACC)
