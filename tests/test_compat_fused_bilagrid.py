@@ -144,6 +144,14 @@ def test_halves_come_back_in_float32() -> None:
     )
 
 
+def test_a_default_device_has_no_say() -> None:
+    grids, given = fused_bilagrid.BilateralGrid(1), {"patch_offsets": torch.tensor([[1, 2]]), **SIZE}
+    wanted = fused_bilagrid.slice(grids, None, RGB[:1], 0, **given)["rgb"]
+    with torch.device("meta"):
+        found = fused_bilagrid.slice(grids, None, RGB[:1], 0, **given)["rgb"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_module_keeps_the_layout() -> None:
     grids = fused_bilagrid.BilateralGrid(2, 5, 4, 3)
     assert {name: tuple(t.shape) for name, t in grids.state_dict().items()} == {"grids": (2, 12, 3, 4, 5)}

@@ -137,6 +137,15 @@ def test_transforms() -> None:
         assert_near(slope, torch.autograd.grad(function(leaf, *first[1:]).square().sum(), leaf)[0])
 
 
+def test_a_default_device_has_no_say() -> None:
+    grids, xy, rgb = module(2, (2, 3, 3), torch.float32, gauge=True), pixel_grid(4, 5), torch.rand(1, 4, 5, 3)
+    wanted = gsplat.slice(grids, xy, rgb, 1)["rgb"]
+    with torch.device("meta"):
+        grids.load_state_dict(grids.state_dict())
+        found = gsplat.slice(grids, xy, rgb, 1)["rgb"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_nothing_to_slice() -> None:
     grids = module(3, (2, 3, 3), torch.float32)
     for lead in ((0,), (0, 4), (0, 4, 5)):

@@ -299,3 +299,9 @@ def test_refusals(case: str) -> None:
 def test_a_module_is_made_without_memory(name: str) -> None:
     with torch.device("meta"):
         CASES[name][0]()
+
+
+def test_curves_are_made_where_they_are_asked_for() -> None:
+    with torch.device("meta"):
+        made = modules.Curves(2, device="cpu")
+    assert made(torch.full((1, 2, 1, 1), 0.5)).sub(0.5).abs().item() < 1e-3

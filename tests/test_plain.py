@@ -140,6 +140,21 @@ def test_modes_that_have_no_say_leave_calls_plain(mode: Callable[[], Any]) -> No
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_defaults_of_factories_leave_results_as_they_are(name: str) -> None:
+    given = case()
+    wanted = with_gradients(CALLS[name], given)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"):
+            found = with_gradients(CALLS[name], given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.device.type == "cpu"
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_modes_see_operators_after_plain_calls() -> None:
     given = case()
     for _ in range(2):

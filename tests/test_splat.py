@@ -102,6 +102,17 @@ def test_sigma_lattice_and_its_crop(backend: str) -> None:
     assert_near(out, expected.splat(numpy64(values), numpy64(guide), wanted.crop(2, 3)))
 
 
+def test_sums_do_not_depend_on_the_default_type(triton_backend: str) -> None:
+    _, guide, values = COARSE.on(triton_backend).tensors()
+    wanted = splat_(values, guide, COARSE.lattice)
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = splat_(values, guide, COARSE.lattice)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_float16_ones_do_not_overflow() -> None:
     ones = torch.ones(1, 1, 300, 300, dtype=torch.float16)
     assert bilagrid.splat(ones, ones[:, 0], (1, 1, 1)).item() == 90_000

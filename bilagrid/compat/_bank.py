@@ -119,8 +119,8 @@ class GridBank(nn.Module):
 
 
 def _drift(grids: Tensor) -> Tensor:
-    return grids.mean(0, keepdim=True) - _identity().to(grids)
+    return grids.mean(0, keepdim=True) - _identity(grids.dtype, grids.device)
 
 
-def _identity() -> Tensor:
-    return torch.eye(3, 4).view(1, 12, 1, 1, 1)
+def _identity(dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    return torch.eye(3, 4, dtype=dtype, device=device).view(1, 12, 1, 1, 1)

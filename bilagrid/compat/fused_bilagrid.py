@@ -164,7 +164,7 @@ def _of_patches(rgb: Tensor, height: int, width: int, offsets: Tensor) -> Tensor
     if offsets.device != rgb.device:
         raise ValueError(f"patch_offsets must be on {rgb.device} as rgb is, got {offsets.device}")
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling() and offsets.numel():
-        last = torch.tensor([width - columns, height - rows])
+        last = torch.tensor([width - columns, height - rows], device=offsets.device)
         if bool((offsets < 0).any() | (offsets > last).any()):
             raise ValueError(
                 f"patch_offsets must keep patches of (h, w) = {(rows, columns)} within (actual_height, actual_width) = {(height, width)}, "

@@ -107,7 +107,7 @@ class BilateralGrid(GridBank):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weights = state_dict.get(prefix + "rgb2gray_weight")
-        if weights is not None and not torch.allclose(weights.float().cpu(), torch.tensor([LUMA])):
+        if weights is not None and not torch.allclose(weights.float().cpu(), torch.tensor([LUMA], device="cpu")):
             raise ValueError(
                 f"{prefix}rgb2gray_weight must be BT.601's {LUMA}, which the kernels compute, got {weights.tolist()}"
             )

@@ -161,7 +161,7 @@ def _knots(
 def curves(image: Tensor, *parameters: Tensor) -> Tensor:
     dtype = compute_type(image, *parameters)
     batch, _, height, width = image.shape
-    out = torch.empty((batch, height, width), dtype=dtype)
+    out = image.new_empty((batch, height, width), dtype=dtype)
     work = 3 * parameters[2].numel() * out.numel()
     _curves(batch * height, work, array(image, dtype), *_knots(dtype, *parameters), out.numpy())
     return out.to(promoted(image, *parameters))

@@ -151,7 +151,7 @@ def slice(grid: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False, in
     dtype = compute_type(grid, guide)
     grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype, index)
     batch, height, width = guide.shape
-    out = torch.empty((batch, grid.shape[1], height, width), dtype=dtype)
+    out = grid.new_empty((batch, grid.shape[1], height, width), dtype=dtype)
     _slice(
         batch * height, 8 * out.numel(), grid_, which, guide_, at.guide_map, dz,
         at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
@@ -163,7 +163,7 @@ def slice_normalized(grid: Tensor, guide: Tensor, lattice: Lattice) -> Tensor:
     dtype = compute_type(grid, guide)
     grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype)
     batch, height, width = guide.shape
-    out = torch.empty((batch, grid.shape[1] - 1, height, width), dtype=dtype)
+    out = grid.new_empty((batch, grid.shape[1] - 1, height, width), dtype=dtype)
     _slice_normalized(
         batch * height, 16 * guide.numel(), grid_, which, guide_, at.guide_map,
         at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),
@@ -182,7 +182,7 @@ def slice_bwd_guide(
 ) -> Tensor:
     dtype = compute_type(grid, guide, values)
     grid_, which, guide_, at = _prepare(grid, guide, lattice, dtype, index)
-    out = torch.empty(guide.shape, dtype=dtype)
+    out = guide.new_empty(guide.shape, dtype=dtype)
     _slice_bwd_guide(
         guide.shape[0] * guide.shape[1], 8 * values.numel(), grid_, which, guide_, array(values, dtype), homogeneous,
         at.guide_map, at.rows, at.row_weights, at.columns, at.column_weights, out.numpy(),

@@ -312,7 +312,7 @@ def slice_apply_bwd_pixels(
     at = Geometry(lattice, height, width, dtype)
     grad_image = torch.empty_like(image)
     by_image = grad_image if image.dtype == dtype else torch.empty_like(image, dtype=dtype)
-    by_guide = torch.empty((batch, height, width) if guide is not None else (0, 0, 0), dtype=dtype)
+    by_guide = image.new_empty((batch, height, width) if guide is not None else (0, 0, 0), dtype=dtype)
     _slice_apply_bwd_pixels(
         batch * height, 8 * grid.shape[1] * batch * height * width,
         *_by_lanes(grid, index, terms, dtype), _guide_array(guide, image, dtype), guide is not None, array(image, dtype),
@@ -331,7 +331,7 @@ def slice_apply_bwd_grid(
     batch, _, height, width = image.shape
     at = Geometry(lattice, height, width, dtype)
     channels = grad_output.shape[1] * terms
-    grid = torch.empty((batch, channels, *lattice.size), dtype=dtype)
+    grid = image.new_empty((batch, channels, *lattice.size), dtype=dtype)
     bands = Bands(grid, at)
     _slice_apply_bwd_grid(
         bands.items, 8 * channels * batch * height * width,

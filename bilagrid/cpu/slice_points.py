@@ -272,7 +272,7 @@ def _blocks(points: Tensor) -> int:
 def slice_points(grid: Tensor, points: Tensor, index: Tensor | None, derivative: int) -> Tensor:
     dtype = compute_type(grid, points)
     grid_, which, has_index = _bank(grid, index, dtype)
-    out = torch.empty((*points.shape[:3], grid.shape[1]), dtype=dtype)
+    out = points.new_empty((*points.shape[:3], grid.shape[1]), dtype=dtype)
     _slice_points(
         _blocks(points), 8 * out.numel(), grid_, array(points, dtype), which, has_index, derivative, _BLOCK, out.numpy(),
     )  # fmt: skip
@@ -284,7 +284,7 @@ def slice_points_bwd_points(
 ) -> Tensor:
     dtype = compute_type(grid, points, values)
     grid_, which, has_index = _bank(grid, index, dtype)
-    out = torch.empty(points.shape, dtype=dtype)
+    out = points.new_empty(points.shape, dtype=dtype)
     _slice_points_bwd_points(
         _blocks(points), 8 * values.numel(), grid_, array(points, dtype), which, has_index, array(values, dtype),
         derivative, _BLOCK, out.numpy(),
@@ -320,7 +320,7 @@ def slice_points_bwd_grid(
     placed, given = array(points, dtype), array(values, dtype)
     grids, depth, rows, columns = size
     channels, nodes = values.shape[3], depth * rows * columns
-    grid = torch.empty((grids, channels, depth, rows, columns), dtype=dtype)
+    grid = values.new_empty((grids, channels, depth, rows, columns), dtype=dtype)
     work = 8 * values.numel() + grid.numel()
     if nodes * channels > _LARGEST:
         order, ends = _in_order(placed, index, size, by_row=True)

@@ -70,17 +70,17 @@ def _weights(shape: torch.Size, grids: int, like: np.ndarray) -> np.ndarray:
 def total_variation(grid: Tensor, index: Tensor | None = None) -> Tensor:
     volumes, which = chosen(grid, index, compute_type(grid))
     grids = len(which)
-    sums = torch.empty(grids * grid.shape[1], dtype=compute_type(grid))
+    sums = grid.new_empty(grids * grid.shape[1], dtype=compute_type(grid))
     work = 6 * grids * math.prod(grid.shape[1:])
     _total_variation(sums.numel(), work, volumes, which, _weights(grid.shape, grids, volumes), sums.numpy())
     # NumPy's sum keeps one order whatever the number of threads; torch's need not.
-    return torch.tensor(sums.numpy().sum(dtype=np.float64), dtype=grid.dtype)
+    return grid.new_tensor(sums.numpy().sum(dtype=np.float64))
 
 
 def total_variation_bwd(grid: Tensor, index: Tensor | None = None) -> Tensor:
     volumes, which = chosen(grid, index, compute_type(grid))
     grids = len(which)
-    out = torch.empty((grids, *grid.shape[1:]), dtype=compute_type(grid))
+    out = grid.new_empty((grids, *grid.shape[1:]), dtype=compute_type(grid))
     planes = grids * grid.shape[1] * grid.shape[2]
     _total_variation_bwd(planes, 12 * out.numel(), volumes, which, _weights(grid.shape, grids, volumes), out.numpy())
     return out.to(grid.dtype)

@@ -137,7 +137,8 @@ def reduce_products(
     strips = cdiv(longest, deal.strip_rows)
     tiles = cdiv(depth, deal.planes) * cdiv(channels, deal.tile_c)
     programs = batch * max(rows - 1, 1) * strips * deal.blocks * tiles
-    partial = torch.empty((programs * deal.slots, cdiv(deal.tile_c, 4) * deal.planes * 16), device=image.device)
+    sums = (programs * deal.slots, cdiv(deal.tile_c, 4) * deal.planes * 16)
+    partial = torch.empty(sums, dtype=dtype, device=image.device)
     strip = {"strips": strips, "strip_rows": deal.strip_rows, "PLANES": deal.planes}
     launch(kernel, programs, configs, image, partial_ptr=partial, **shared, **strip, **more)
     launch(

@@ -232,9 +232,10 @@ class Curves(Module):
     def reset_parameters(self) -> None:
         """Starts again, with new noise."""
         turns = -(-self.mixed // self.channels)
-        identity = torch.eye(self.channels).repeat(turns, 1)[: self.mixed]
-        self.matrix.copy_(identity + 1e-4 * torch.randn(self.mixed, self.channels))
-        self.shifts.copy_(torch.arange(self.knots).div(self.knots).expand_as(self.shifts))
+        device = self.matrix.device
+        identity = torch.eye(self.channels, device=device).repeat(turns, 1)[: self.mixed]
+        self.matrix.copy_(identity + 1e-4 * torch.randn(self.mixed, self.channels, device=device))
+        self.shifts.copy_(torch.arange(self.knots, device=device).div(self.knots).expand_as(self.shifts))
         self.slopes.zero_()[:, 0] = 1
         self.mix.fill_(1 / self.mixed)
         self.bias.zero_()
