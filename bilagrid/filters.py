@@ -307,9 +307,9 @@ def measured_range(name: str, guide: Tensor) -> tuple[float, float]:
 
 
 def can_be_looked_at(tensor: Tensor) -> bool:
-    """Whether the host can read the tensor's values: not on the meta device, nor inside a transform of `torch.func`."""
+    """Whether the host can read the tensor's values: not where it has none, as on the meta device, nor inside a transform of `torch.func`."""
     wrapped = not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return not (tensor.is_meta or wrapped)
+    return _backend.has_values(tensor) and not wrapped
 
 
 def refuse_too_large(lattice: Lattice, values: Tensor) -> None:

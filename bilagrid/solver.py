@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bilagrid.filters import can_be_looked_at
+from bilagrid.ops._backend import has_values
 from bilagrid.ops._same_bits import summed
 
 _STEPS_BETWEEN_LOOKS = 8
@@ -36,11 +38,9 @@ def conjugate_gradients(
     enough = tolerance**2 * error
     # A system that is not finite has no solution, and would take no step.
     x = torch.where(error.isfinite(), torch.zeros_like(residual), torch.nan)
-    # Under vmap the host cannot look: all steps are taken, and a system that has stopped stays as it is. On the meta device one step launches what each would.
-    can_look = torch.compiler.is_compiling() or not (
-        right.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(error)
-    )
-    for step in range(1 if right.is_meta else most_steps):
+    # Under vmap the host cannot look: all steps are taken, and a system that has stopped stays as it is. Without values one step launches what each would.
+    can_look = can_be_looked_at(error)
+    for step in range(most_steps if has_values(right) else 1):
         open_ = error > enough
         if step % _STEPS_BETWEEN_LOOKS == 0 and can_look and not bool(open_.any()):
             break

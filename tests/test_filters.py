@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import bilagrid
 from bilagrid.filters import filter_lattice
@@ -223,3 +226,22 @@ def test_refusals_by_shape_and_content() -> None:
         bilagrid.bilateral_filter(IMAGE, IMAGE[:, 0] / 0, sigma_space=4, sigma_color=0.1)
     with pytest.raises(ValueError, match="guide_low must have shape"):
         bilagrid.joint_bilateral_upsample(IMAGE, IMAGE[:, 0, :4], IMAGE[:, 0], sigma_space=1, sigma_color=0.1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        bilagrid.tonemap,
+        lambda image: bilagrid.merge_flash(image, image),
+        lambda image: bilagrid.colorize(image, image, image[:, 0] > 0.5),
+        lambda image: bilagrid.fit(image, image, size=(2, 2, 2), method="global"),
+    ],
+    ids=["tonemap", "merge_flash", "colorize", "fit"],
+)
+def test_fake_tensors_are_not_looked_at(call: Callable[[Tensor], Tensor]) -> None:
+    image = torch.rand(1, 3, 6, 7)
+    wanted = call(image)
+    with FakeTensorMode() as mode:
+        found = call(mode.from_tensor(image))
+    assert isinstance(found, FakeTensor)
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)

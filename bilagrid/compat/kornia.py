@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from bilagrid._numbers import numbers
-from bilagrid.filters import filter_lattice, measured_range, refuse_too_large
+from bilagrid.filters import can_be_looked_at, filter_lattice, measured_range, refuse_too_large
 from bilagrid.ops import _checks
+from bilagrid.ops._backend import has_values
 from bilagrid.ops._dtypes import widened
 from bilagrid.ops._same_bits import spread
+from bilagrid.ops._vmap import is_mapped
 from bilagrid.ops.slice import slice_normalized_
 from bilagrid.ops.splat import splat_blurred_
 
@@ -218,6 +220,7 @@ def _blur(
         sigma = _sigma_color(sigma_color, input).to(guide.dtype)
         guide = guide / spread(sigma[:, None, None], guide)
         if guide_range is not None:
+            _refuse_unseen("sigma_color", sigma, "a number")
             # Each image's own, or an image would depend on the others of its batch.
             ranges = [(guide_range[0] / one, guide_range[1] / one) for one in sigma.detach().tolist()]
         sigma_color = 1.0
@@ -325,6 +328,7 @@ def _sigmas_space(sigma_space: Any, batch: int) -> list[tuple[float, float]]:
             raise ValueError(
                 f"sigma_space must have shape (2,) or (B, 2) = {(batch, 2)}, got {tuple(sigma_space.shape)}"
             )
+        _refuse_unseen("sigma_space", sigma_space, "(y, x), two numbers,")
         if sigma_space.requires_grad:
             raise ValueError("sigma_space must have no gradient, which the grid has not: pass sigma_space.detach()")
         pairs = [(y, x) for y, x in sigma_space.double().reshape(-1, 2).tolist()]
@@ -335,6 +339,11 @@ def _sigmas_space(sigma_space: Any, batch: int) -> list[tuple[float, float]]:
         if not all(0 < sigma < math.inf for sigma in pair):
             raise ValueError(f"sigma_space must be finite numbers above 0, got {pair}")
     return pairs[:1] if len(set(pairs)) == 1 else pairs
+
+
+def _refuse_unseen(name: str, sigmas: Tensor, instead: str) -> None:
+    if not torch.compiler.is_compiling() and (is_mapped(sigmas) or not has_values(sigmas)):
+        raise ValueError(f"{name} must be {instead} where a tensor's values cannot be looked at, as under vmap")
 
 
 def _shares(
@@ -360,6 +369,7 @@ def _sigma_color(sigma_color: Tensor, input: Tensor) -> Tensor:
         raise TypeError(f"sigma_color must be floating, got {sigma_color.dtype}")
     if sigma_color.device != input.device:
         raise ValueError(f"sigma_color must be on {input.device} as input is, got {sigma_color.device}")
-    if sigma_color.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma_color > 0).all()):
+    look = sigma_color.device.type == "cpu" and not torch.compiler.is_compiling() and can_be_looked_at(sigma_color)
+    if look and not bool((sigma_color > 0).all()):
         raise ValueError(f"sigma_color must be above 0 for every image, got {sigma_color.tolist()}")
     return sigma_color

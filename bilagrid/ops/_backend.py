@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from bilagrid.ops._plain import is_plain
 
@@ -78,6 +79,11 @@ def _found(backend: str, module: str, function: str) -> Callable[..., Any]:
             raise
         raise ImportError(f"{remedy} ({error})") from error
     return getattr(found, function)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers in a tensor: there are none on the meta device, nor in a fake tensor outside of a compiler."""
+    return not (tensor.is_meta or (not torch.compiler.is_compiling() and is_fake(tensor)))
 
 
 def aminmax(guide: Tensor) -> tuple[float, float]:

@@ -33,13 +33,10 @@ def refuse_unless_sparse(*tensors: Tensor) -> None:
         torch._dynamo.graph_break(
             msg="a gradient with sparse=True breaks a graph; pass sparse=False for fullgraph=True"
         )
-    for tensor in tensors:
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            if torch._C._functorch.is_batchedtensor(tensor):
-                raise NotImplementedError(
-                    "sparse=True has no gradient under torch.vmap, nor under what maps by it such as torch.func.jacrev; pass sparse=False there"
-                )
-            tensor = torch._C._functorch.get_unwrapped(tensor)
+    if any(map(_vmap.is_mapped, tensors)):
+        raise NotImplementedError(
+            "sparse=True has no gradient under torch.vmap, nor under what maps by it such as torch.func.jacrev; pass sparse=False there"
+        )
 
 
 def collect_(parts: Tensor, index: Tensor, count: int) -> Tensor:

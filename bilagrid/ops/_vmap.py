@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether `torch.vmap` maps the tensor, perhaps within other transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
 
 
 def mapped(tensor: Tensor, dim: int | None, items: int) -> Tensor:
