@@ -11,7 +11,7 @@ from bilagrid.ops._index import check_range
 
 
 def chosen(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Grids in the type that is computed in, and which of them each image reads. Of a bank of another type only those in use are copied."""
+    """The grids in the type ``dtype`` that is computed in, and which of them each image reads. Of a bank of another type only the grids in use are copied."""
     if index is None:
         return array(grid, dtype), np.arange(grid.shape[0])
     if grid.dtype != dtype:
@@ -22,14 +22,14 @@ def chosen(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.n
 
 
 def used(grid: Tensor, index: Tensor) -> tuple[Tensor, np.ndarray]:
-    """A copy of the grids that the index names, and the index into these."""
+    """A copy of the grids that the index names, and the index into that copy."""
     check_range(index, grid.shape[0])
     places, which = np.unique(index.numpy(), return_inverse=True)
     return grid.detach()[places.tolist()], np.ascontiguousarray(which).reshape(tuple(index.shape))
 
 
 def collect(parts: Tensor, index: Tensor, count: int) -> Tensor:
-    """The parts of each grid added up in their order: no more sums than there are parts, each of a whole grid."""
+    """``bank[m]``, the sum of ``parts[n]`` where ``index[n]`` is m, in the order of n, for a bank of ``count`` grids."""
     check_range(index, count)
     dtype = compute_type(parts)
     bank = parts.new_zeros((count, *parts.shape[1:]), dtype=dtype)

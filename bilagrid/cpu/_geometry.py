@@ -1,4 +1,4 @@
-"""Where pixels land, for the Numba loops: rows and columns ahead of time, the guide pixel by pixel, and the grid row by row."""
+"""Where pixels land, for the Numba loops: worked out for rows and columns ahead of time, and for the guide pixel by pixel."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def array(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
 
 
 class Geometry:
-    """A lattice worked out for one image: cell and fraction of every row and column, and the map of the guide.
+    """A lattice worked out for one image: the cell of every row and column, and the map from guide to z.
 
     Attributes:
-        rows, row_weights: the node below each row, and the weight of the node after it.
+        rows, row_weights: for each row of pixels the lower node of its cell, and the weight of the upper one.
         columns, column_weights: the same for columns.
         guide_map: scale and offset from guide to z.
     """
@@ -50,7 +50,7 @@ def _cells(
 
 @helper
 def load_line(row, scratch):
-    """The row as a contiguous vector: itself where it is one, else copied to ``scratch``."""
+    """The row as a contiguous vector: itself if it is one, else copied to ``scratch``."""
     if row.strides[0] == row.itemsize:
         return contiguous(row)
     scratch[:] = row
@@ -59,10 +59,10 @@ def load_line(row, scratch):
 
 @helper
 def locate_row(guide, guide_map, depth, dz, columns, base, upper):
-    """For each pixel of a row: the index of its first corner, and the weight of the node above it in z (or its derivative by z).
+    """For each pixel of a row: ``base``, the number of its first corner, and ``upper``, the weight of the node above that in z (with ``dz`` its derivative by z).
 
-    Nodes are numbered ``x * (D + 1) + z``: the spare plane (and column) lets the corner above always be read, with weight 0. A NaN guide gets a NaN
-    weight, so that a gather yields NaN and a scatter can leave the pixel out.
+    Nodes are numbered ``x * (D + 1) + z``. The spare plane, and a spare column, let the next corner be read always, if only with weight 0. A NaN guide gets a
+    NaN weight, so that a gather yields NaN and a scatter can leave the pixel out.
     """
     real = upper.dtype.type
     zero, one, last = real(0), real(1), real(depth - 1)

@@ -1,4 +1,4 @@
-"""Vector registers by hand, where LLVM does not find the form by itself: the corners of a pixel's cell for pairs of channels, an affine map, a row's taps.
+"""Inner loops in vector registers by hand, where LLVM does not vectorise well by itself: a pixel's corners for pairs of channels, an affine map, a row's taps.
 
 A pixel's weights along an axis come from one number, the weight ``upper`` of the farther node: ``(unit - upper, upper)``. ``unit`` is 1, or 0 where the
 weights are derivatives. ``right`` and ``above`` are the same number along x and y.
@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from bilagrid.cpu._vectors import FUSED, INDEX, alignment, broadcast, constant, fma, load, pick, pointer
 
-# Outputs of `apply_four`, and numbers that one pair of channels adds to a cell: two nodes each along x, z and y, two channels.
+# The outputs of `apply_four`; and the numbers that a pair of channels has in a cell: two nodes each along x, z and y, two channels.
 LANES = 4
 CELL = 16
 
@@ -28,7 +28,7 @@ _REGISTERS = 4
 
 @intrinsic
 def contiguous(typingctx: Any, row: Any) -> Any:
-    """The same array, said to be contiguous: for one whose stride has been looked at."""
+    """The same array, typed as contiguous; its stride must have been checked."""
     signature = row.copy(layout="C")(row)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -41,8 +41,8 @@ def contiguous(typingctx: Any, row: Any) -> Any:
 def gather_pair(typingctx: Any, table: Any, near: Any, far: Any, right: Any, above: Any, upper: Any, unit: Any) -> Any:
     """Two channels at one pixel, ``sum over x, y and z of w_x w_y w_z table``, as a tuple.
 
-    ``table`` holds ``(node, y, channel)``, two of each of the last; ``near`` and ``far`` are the offsets of the lower corner left and right, the upper
-    corner follows it.
+    ``table`` holds ``(node, y, channel)``, with two y and two channels. ``near`` and ``far`` are the offsets of the left and the right corner below in z; the
+    corner above follows each.
     """
     real = table.dtype
     signature = types.UniTuple(real, 2)(table, near, far, right, above, upper, unit)
@@ -82,7 +82,7 @@ def scatter_pairs(
 ) -> Any:
     """Adds ``w_x w_z w_y values[start + step pair + channel]`` to a cell: ``cells[place + 16 pair + lane]``, lanes ``(x, z, y, channel)``.
 
-    A cell holds its eight corners by itself: were neighbours to share a corner, a load would straddle two stores in flight and wait for both.
+    Each cell has its own eight corners. If neighbours shared them, a load would straddle two stores in flight and wait for both.
     """
     real = cells.dtype
     signature = types.void(cells, place, right, upper, unit, above, values, start, step, pairs)
@@ -115,9 +115,9 @@ def scatter_pairs(
 def close_node(
     typingctx: Any, cells: Any, offset: Any, below: Any, left: Any, lower: Any, upper: Any, place: Any
 ) -> Any:
-    """The four cells around a node become the node: ``lower[place + channel]`` grows by the sum for y below, ``upper[...]`` is set to that for y above.
+    """Adds up the four cells around a node: ``lower[place + channel]`` grows by the sum for y below, ``upper[...]`` is set to that for y above.
 
-    ``offset`` is the node's own cell, ``below`` and ``left`` how far before it its neighbours in z and in x lie.
+    ``offset`` is that of the node's own cell; its neighbours in z and in x lie ``below`` and ``left`` before it.
     """
     real = cells.dtype
     signature = types.void(cells, offset, below, left, lower, upper, place)
@@ -184,7 +184,7 @@ def weigh_rows(typingctx: Any, rows: Any, step: Any, taps: Any, first: Any, last
 
 @intrinsic
 def extremes(typingctx: Any, line: Any, length: Any) -> Any:
-    """Of the first numbers of a contiguous vector the least, the greatest, and 0, or NaN where one is not finite, as a tuple."""
+    """The least and the greatest of the first ``length`` numbers of a contiguous vector, and 0, or NaN if one is not finite, as a tuple."""
     real = line.dtype
     signature = types.UniTuple(real, 3)(line, length)
 
@@ -271,7 +271,7 @@ def apply_four(
 def _pair_of_weights(
     builder: ir.IRBuilder, upper: ir.Value, unit: ir.Value, sides: Sequence[int], by: ir.Value | None = None
 ) -> ir.Value:
-    """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1, times ``by``: a multiply-add by constants, where selecting would take shuffles."""
+    """``unit - upper`` in the lanes of side 0 and ``upper`` in those of side 1, times ``by``. By a multiply-add of constants; selecting would take shuffles."""
     signs: ir.Value = constant(upper.type, [2 * side - 1 for side in sides])
     is_lower = constant(upper.type, [1 - side for side in sides])
     start = builder.fmul(broadcast(builder, unit, len(sides)), is_lower, flags=FUSED)

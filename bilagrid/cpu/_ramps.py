@@ -1,6 +1,6 @@
-"""Sums of ramps ``weight max(u - shift, 0)`` in vector registers, and what their gradients add up.
+"""Sums of ramps ``weight max(u - shift, 0)`` in vector registers, and the sums that their gradients need.
 
-Lines are contiguous vectors of a multiple of `BLOCK` numbers. A register stays with its pixels while the knots pass by, so that the lines are read once.
+Lines are contiguous vectors of a multiple of `BLOCK` numbers. The pixels stay in registers while the loop goes over the knots, so that lines are read once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from bilagrid.cpu._vectors import FUSED, alignment, broadcast, constant, fma, load, pointer
 
-# Lanes of a register, in which sums are kept apart until the end, and pixels that are gone through at once: four registers hide the latency of a sum.
+# Lanes of a register, in each of which a sum is kept until the end; and pixels that are gone through at once: four registers hide the latency of a sum.
 WIDTH = 16
 _REGISTERS = 4
 BLOCK = WIDTH * _REGISTERS
@@ -53,12 +53,12 @@ def add_ramps(typingctx: Any, line: Any, shifts: Any, weights: Any, first: Any, 
 def add_ramps_bwd(
     typingctx: Any, line: Any, grad: Any, shifts: Any, weights: Any, first: Any, last: Any, slope: Any, sums: Any
 ) -> Any:
-    """What the gradients of `add_ramps` are made of, where ``step = line[j] > shifts[k]``, for ``first <= k < last``::
+    """The sums that the gradients of `add_ramps` are made of, with ``step = line[j] > shifts[k]``, for ``first <= k < last``::
 
         slope[j] += sum over k of weights[k] step
         sums[2 k], sums[2 k + 1] += sum over j of grad[j] step, and of grad[j] max(line[j] - shifts[k], 0)
 
-    ``sums`` is flat, `WIDTH` partial sums each.
+    ``sums`` is flat and holds `WIDTH` partial sums of each.
     """
     signature = types.void(line, grad, shifts, weights, first, last, slope, sums)
 
@@ -112,7 +112,7 @@ def add_products(typingctx: Any, a: Any, b: Any, sums: Any, place: Any) -> Any:
 
 
 class _Memory:
-    """Reads and writes registers of the arguments, each given by its number and value."""
+    """Reads and writes registers of an intrinsic's arguments, each given by its number and value."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kinds: Any) -> None:
         self._context, self._builder, self._kinds = context, builder, kinds

@@ -1,8 +1,8 @@
-"""Adding pixels up into the grid: what `splat` and the grid gradient of `slice_apply` share. Every sum has one order.
+"""Adding pixels up into the grid: what `splat` and the grid gradient of `slice_apply` share. Every sum is taken in a fixed order.
 
-The rows of an image are divided into bands, and each row of cells into tiles that stay in a near cache. A pixel adds to its cell; when a tile is done,
-its cells become nodes. A row of nodes belongs to the first band that reaches it; what later bands add to it is kept aside, and added in their order when
-all bands are done.
+The rows of an image are divided into bands, and each row of cells into tiles whose cells stay in a near cache. A pixel adds to its cell; when a tile is done, its
+cells are added up to nodes. A row of nodes belongs to the first band that reaches it. What later bands have for it is kept aside, and added in their order when all
+bands are done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from bilagrid.cpu._geometry import Geometry, is_contiguous
 from bilagrid.cpu._lanes import CELL, close_node, contiguous, scatter_pairs
 from bilagrid.cpu._run import Kernel, helper
 
-# Rows of a band: fixed, so that sums keep their order on any machine. Rows of cells are joined up to the least and divided at the greatest.
+# Rows of pixels of a band: fixed, so that sums keep their order on any machine. Rows of cells with fewer are joined, those with more are divided.
 _LEAST_ROWS = 32
 _MOST_ROWS = 64
 
-# The cells of a tile, of which those in use fit a first-level cache, and all of them a second-level one. A tile has so many pixels at the least.
+# The size of a tile's cells: those in use at a time fit a first-level cache, all of them a second-level one. And the least number of pixels along a tile.
 _TILE_BYTES = 128 * 1024
 _LEAST_TILE = 64
 
@@ -27,8 +27,8 @@ _LEAST_TILE = 64
 def cells_of_tile(columns, depth, pairs, real):
     """Room for a tile's cells, ``(cell, pair, 16)``, as a flat vector of zeros.
 
-    Cells are numbered as nodes are, after one more column and plane of cells: those of the column come from the tile before, those of the plane stay 0.
-    Each begins a cache line. The last is none of the grid's: what a pixel without a place adds is lost there.
+    Cells are numbered as nodes are, after a column and a plane of further cells: the column comes from the tile before, the plane stays 0. Each cell begins a
+    cache line. The last is none of the grid's: what a pixel with a NaN guide adds is lost there.
     """
     size = ((columns + 1) * (depth + 1) + 1) * pairs * CELL
     room = np.zeros(size + CELL, real)
@@ -38,7 +38,7 @@ def cells_of_tile(columns, depth, pairs, real):
 
 @helper
 def place_row(base, upper, first_column, depth, pairs, cells, places):
-    """Where in a tile's cells each pixel of a row adds. One whose guide is NaN adds to the cell that is lost, so that the loop over pixels has no branch."""
+    """Where in a tile's cells each pixel of a row adds. One with a NaN guide adds to the cell that is lost, so that the loop over pixels needs no branch."""
     size = pairs * CELL
     start = np.int32((1 - first_column) * (depth + 1) + 1)
     each, lost = np.int32(size), np.int32(cells.size - size)
@@ -50,8 +50,8 @@ def place_row(base, upper, first_column, depth, pairs, cells, places):
 def scatter_row(cells, places, column_weights, upper, unit, above, values, pairs, columns):
     """Every pixel of a row adds its values, a flat ``(pair, j, channel)``, to its cell. ``unit`` is 1, or 0 where weights are derivatives by z.
 
-    From one pixel to the next it goes on by a column of cells, of which a tile has ``columns``: were two pixels in a row to add to one cell, the second
-    would wait for the first.
+    Each next pixel is one column of cells farther on, of which a tile has ``columns``: if two pixels in a row added to the same cell, the second would wait for
+    the first.
     """
     width = places.size
     stride = (width + columns - 1) // columns
@@ -79,7 +79,7 @@ def end_of_cells(rows, i, stop):
 
 @helper
 def close_tile(cells, first_column, columns, grid, pairs, lower, upper):
-    """The cells of a tile become nodes: ``lower`` grows by their sums for y below, ``upper`` is set to those for y above, both ``(node, pair, channel)``.
+    """Adds up a tile's cells to nodes: ``lower`` grows by the sums for y below, ``upper`` is set to those for y above, both ``(node, pair, channel)``.
 
     The last column of cells is handed on to the next tile of the row.
     """
@@ -102,7 +102,7 @@ def close_tile(cells, first_column, columns, grid, pairs, lower, upper):
 
 @helper
 def _write_row(row, is_owned, place, pairs, sums, grid, aside):
-    """A row of nodes goes to the grid where the band owns it, else aside."""
+    """Writes a row of nodes to the grid if the band owns it, else aside."""
     target = grid[:, :, row] if is_owned else aside[place]
     channels, depth, columns = target.shape
     nodes = target.transpose(2, 1, 0)
@@ -117,7 +117,7 @@ def _write_row(row, is_owned, place, pairs, sums, grid, aside):
 
 @helper
 def end_row(n, band, i, bands, rows, owners, pairs, sums, side, grid, aside):
-    """After image row i, the last of the band in its row of cells: nodes that the band has left are written.
+    """After image row i, the band's last in a row of cells, writes the rows of nodes that the band will not reach again.
 
     ``sums[side]`` holds what the band has for the lower row of nodes, 0 at first. Returns the side that does so for the next row of cells.
     """
@@ -133,7 +133,7 @@ def end_row(n, band, i, bands, rows, owners, pairs, sums, side, grid, aside):
 
 
 def _add_aside_kernel(start, stop, bands, rows, owners, aside, grid):
-    """Rows of nodes get what the bands after the owner have for them, in order, and 0 where no pixel reaches; a row of nodes ``(n, y)`` an item."""
+    """Adds to rows of nodes what the bands after their owner have for them, in order; 0 where no pixel reaches. A row of nodes ``(n, y)`` an item."""
     channels, depth, height, columns = grid.shape[1:]
     for item in range(start, stop):
         n, y = item // height, item % height
@@ -156,11 +156,11 @@ _add_aside = Kernel(_add_aside_kernel)
 
 
 class Bands:
-    """The bands of an image's rows; `items` of them in a batch, and room for what they add to rows of nodes that are not theirs.
+    """The bands of an image's rows, `items` in a whole batch, and room for what they add to rows of nodes that belong to others.
 
     Attributes:
         bands: first rows of the bands, and the end.
-        owners: for each row of nodes the first band that reaches it, or -1.
+        owners: for each row of nodes the first band that reaches it, or -1 for none.
         tiles: first pixels of the tiles of a row, and the end; each has ``tile_columns`` columns of cells.
         aside: ``(N, band, 2, C, D, Gw)``, the lowest row of nodes a band reaches and the next.
     """
@@ -195,7 +195,7 @@ class Bands:
 
 
 def _bands(rows: np.ndarray) -> np.ndarray:
-    """First rows of the bands, and the end: whole rows of cells until they have the least number of image rows, or an even part of a tall one."""
+    """First rows of the bands, and the end. A band is some whole rows of cells with at least `_LEAST_ROWS` rows of pixels, or an even part of a tall one."""
     starts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
     bands: list[int] = []
     height = _LEAST_ROWS

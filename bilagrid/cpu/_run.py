@@ -1,8 +1,8 @@
 """How a loop nest becomes machine code and reaches the cores.
 
-A kernel is a plain function ``kernel(start, stop, *arguments)`` that does the work items ``start .. stop``. It is compiled without Python's lock and
-without threads of its own; the items are handed to ordinary Python threads. That keeps one build a kernel, survives a fork, lets several threads call at
-once, and needs no OpenMP or TBB. Which thread does an item never changes what the item computes, so results do not depend on the number of threads.
+A kernel is a plain function ``kernel(start, stop, *arguments)`` that does the work items from ``start`` to before ``stop``. It is compiled to run without Python's
+lock and has no threads of its own; ordinary Python threads are handed the items. So there is one build for each kernel, a fork does no harm, several threads may
+call at once, and neither OpenMP nor TBB is needed. Which thread does an item never changes what the item computes, so results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def _sources() -> str:
 
 
 class Kernel:
-    """A loop nest, compiled once a combination of argument types and kept on disk.
+    """A loop nest, compiled once for each combination of argument types and kept on disk.
 
-    Images and grids are typed by element and rank alone, never by layout, so that a permuted or strided input neither compiles again nor is copied.
-    Vectors are the library's own tables, and contiguous.
+    Images and grids are typed by element and rank alone, never by layout, so that a permuted or strided input is neither compiled for again nor copied. Vectors
+    are the library's own tables, and contiguous.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -55,7 +55,7 @@ class Kernel:
         self._lock = threading.Lock()
 
     def __call__(self, items: int, work: int, *arguments: Any) -> None:
-        """Does ``items`` work items, on as many threads as torch uses where ``work`` (multiply-adds in all) is worth it."""
+        """Does ``items`` work items, on as many threads as torch uses if ``work``, the multiply-adds in all, is worth it."""
         if items == 0:
             return
         build = self._build(arguments)
@@ -100,10 +100,10 @@ class Kernel:
 
 
 def _renamed(function: types.FunctionType, signature: str) -> types.FunctionType:
-    """The function under a name, and so in files of Numba's cache, that no other sources and no other signature share.
+    """The function under a name of its own for these sources and this signature, by which Numba names the files of its cache.
 
-    Numba looks for changes in the function's own file alone, and would miss those of the helpers compiled into it. And where signatures share an index, two
-    processes that compile at once can leave an entry there that leads to the other's build.
+    Numba looks for changes in the function's own file alone, and would miss those of the helpers compiled into it. And where signatures share an index file, two
+    processes that compile at once can leave an entry in it that leads to the other's build.
     """
     digest = hashlib.blake2s(f"{_sources()} {signature}".encode(), digest_size=6).hexdigest()
     named = types.FunctionType(function.__code__, function.__globals__, function.__name__, closure=function.__closure__)

@@ -1,4 +1,4 @@
-"""Blur on the CPU: the three passes of one row of nodes together, while it is in cache."""
+"""Blur on the CPU: each row of nodes goes through all three passes while it is in cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bilagrid.ops._taps import gaussian_taps
 
 @helper
 def copy_runs(source, source_step, target, target_step, count, length):
-    """``count`` runs of ``length`` numbers, so far apart in source and in target; slices would cost more than what they copy."""
+    """Copies ``count`` runs of ``length`` numbers that lie a step apart in source and in target. Assigning slices would cost more than the copying."""
     for run in range(count):
         start, end = np.uintp(run * source_step), np.uintp(run * target_step)
         for k in range(length):
@@ -25,7 +25,7 @@ def copy_runs(source, source_step, target, target_step, count, length):
 def _blur_kernel(start, stop, grid, nodes_a, nodes_b, channels, taps_y, taps_a, taps_b, out):
     """``out = taps_b * (taps_a * (taps_y * grid))``, zero outside; a row of nodes ``(n, o, y)`` an item.
 
-    grid and out are ``(N, O, Gh, segments, length)``; the last two hold nodes ``(a, b, channels)``, of which a and b are the axes to blur.
+    grid and out are ``(N, O, Gh, segments, length)``. The last two dimensions hold nodes ``(a, b, channels)``, which are blurred along a and b.
     """
     outer, rows, segments, length = grid.shape[1:]
     radius_y, radius_a, radius_b = taps_y.size // 2, taps_a.size // 2, taps_b.size // 2

@@ -1,4 +1,4 @@
-"""Curves on the CPU: a stretch of a row at a time stays in the first cache while all knots pass over it."""
+"""Curves on the CPU: a stretch of a row stays in the first-level cache while the loop goes over all knots."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bilagrid.cpu._ramps import BLOCK, WIDTH, add_products, add_ramps, add_ramps
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.ops._dtypes import promoted
 
-# Pixels of a row that are gone through at once, and rows whose sums an item adds up: the order of a sum depends on nothing else.
+# Pixels of a row that are gone through at once, and rows whose sums one item adds up: the order of a sum depends on nothing else.
 _STRETCH = 8 * BLOCK
 _BAND = 8
 
 
 @helper
 def load(row, line):
-    """A stretch of a row as the beginning of ``line``, zeros after it."""
+    """Copies a stretch of a row to the beginning of ``line``, with zeros after it."""
     if row.strides[0] == row.itemsize:
         line[: row.size] = contiguous(row)
     else:
@@ -29,7 +29,7 @@ def load(row, line):
 
 @helper
 def store(line, row):
-    """The beginning of ``line`` as a stretch of a row."""
+    """Copies the beginning of ``line`` to a stretch of a row."""
     if row.strides[0] == row.itemsize:
         target = contiguous(row)
         target[:] = line[: row.size]
@@ -46,7 +46,7 @@ def add_scaled(weight, line, out):
 
 @helper
 def bend(lines, matrix, bias, shifts, weights, constant, mixed, total):
-    """``mixed[c] = sum_i matrix[c, i] lines[i] + bias[c]``, and the curves' sum ``total``, both as far as ``total`` reaches."""
+    """``mixed[c] = sum_i matrix[c, i] lines[i] + bias[c]``, and the sum ``total`` of the curves of these; for as many pixels as ``total`` has."""
     size, knots = total.size, shifts.size // bias.size
     total[:] = constant[0]
     for c in range(bias.size):
@@ -59,7 +59,7 @@ def bend(lines, matrix, bias, shifts, weights, constant, mixed, total):
 
 @helper
 def clip(total, out):
-    """``total`` within 0 and 1, NaN where it is."""
+    """``out = clip(total, 0, 1)``, NaN where ``total`` is."""
     zero, one = total.dtype.type(0), total.dtype.type(1)
     for j in range(out.size):
         value = zero if total[j] < zero else total[j]
@@ -68,7 +68,7 @@ def clip(total, out):
 
 @helper
 def keep_inside(total, values):
-    """``values`` where ``total`` is within 0 and 1, and 0 elsewhere."""
+    """Sets ``values`` to 0 where ``total`` is not within 0 and 1."""
     zero, one = total.dtype.type(0), total.dtype.type(1)
     for j in range(total.size):
         values[j] = values[j] if total[j] >= zero and total[j] <= one else zero
@@ -94,15 +94,15 @@ def _curves_kernel(start, stop, image, matrix, bias, shifts, weights, constant, 
 def _curves_bwd_kernel(
     start, stop, image, matrix, bias, shifts, weights, constant, grad_output, by_image, partial, grad_image
 ):  # fmt: skip
-    """The sums of a band of rows ``(n, band)``, an item: ``partial[item]``, and the image's gradient ``sum_c matrix[c, i] grad_c`` where asked for.
+    """The sums over a band of rows, ``partial[item]``, and where asked for the image's gradient ``sum_c matrix[c, i] grad_c``. A band ``(n, band)`` an item.
 
-    With ``grad`` the gradient by the guide where it is not clipped and ``grad_c = grad sum_k weights[c, k] step`` that by u, the sums are, in this order:
-    of ``grad step`` and ``grad max(u_c - shift, 0)`` for every c and k; of ``grad_c image_i`` for every c and i, and of ``grad_c``; of ``grad``.
+    ``grad`` is the gradient by the guide, 0 where that is clipped, and ``grad_c = grad sum_k weights[c, k] step`` that by u_c. The sums are, in this order: of
+    ``grad step`` and ``grad max(u_c - shift, 0)`` for every c and k; of ``grad_c image_i`` for every i, and of ``grad_c``, for every c; of ``grad``.
     """
     channels, height, width = image.shape[1:]
     real, knots = weights.dtype.type, shifts.size // bias.size
     bands = (height + _BAND - 1) // _BAND
-    # The last line is that of ones, of which the products are the sums themselves.
+    # The last line is one of ones: products with it are plain sums.
     lines, mixed = np.ones((channels + 1, _STRETCH), real), np.empty((bias.size, _STRETCH), real)
     totals, grads, slopes = np.empty(_STRETCH, real), np.empty(_STRETCH, real), np.empty(_STRETCH, real)
     by_lines = np.empty((channels, _STRETCH), real)
@@ -119,7 +119,7 @@ def _curves_bwd_kernel(
                 for i in range(channels):
                     load(image[n, i, row, first:last], lines[i][:size])
                 bend(lines, matrix, bias, shifts, weights, constant, mixed, total)
-                # What is clipped, infinite or NaN may not reach a sum, not even as 0 times infinity.
+                # Pixels that are clipped, infinite or NaN must not reach a sum, not even as 0 times infinity.
                 keep_inside(total, grad)
                 for i in range(channels):
                     keep_inside(total, lines[i])
@@ -152,7 +152,7 @@ _curves_bwd = Kernel(_curves_bwd_kernel)
 def _knots(
     dtype: torch.dtype, matrix: Tensor, bias: Tensor, shifts: Tensor, slopes: Tensor, mix: Tensor, mix_bias: Tensor
 ) -> tuple[np.ndarray, ...]:
-    """The parameters as the kernels take them: the slopes times the curve's weight in the guide, all but the matrix flat."""
+    """The parameters as the kernels take them: slopes multiplied by their curve's weight in the guide, and all but the matrix flat."""
     weights = array(slopes, dtype) * array(mix, dtype)[:, None]
     vectors = array(shifts, dtype).ravel(), weights.ravel(), array(mix_bias, dtype).reshape(1)
     return array(matrix, dtype), *map(np.ascontiguousarray, (array(bias, dtype), *vectors))

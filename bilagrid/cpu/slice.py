@@ -1,4 +1,4 @@
-"""Slice on the CPU: the two rows of nodes around a row of pixels lie so that a pixel's eight corners are two loads a pair of channels."""
+"""Slice on the CPU: the two rows of nodes around a row of pixels are laid out so that two loads give a pixel's eight corners for a pair of channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bilagrid.lattice import Lattice
 
 @helper
 def load_nodes(grid, row, table):
-    """Two rows of nodes as ``table[c // 2, x * (D + 1) + z, y, c % 2]``, so that a pixel reads a column's corners for two channels together."""
+    """Two rows of nodes as ``table[c // 2, x * (D + 1) + z, y, c % 2]``: what a pixel reads at one x, for two channels, lies together."""
     channels, depth, rows, columns = grid.shape
     for y in range(2):
         nodes = grid[:, :, min(row + y, rows - 1)].transpose(2, 1, 0)
@@ -37,7 +37,7 @@ def load_nodes(grid, row, table):
 
 @helper
 def gather_row(table, pair, stride, column_weights, above, base, upper, unit, first, second):
-    """Two channels of a row of pixels."""
+    """Slices two channels, a pair of the table's, for a row of pixels."""
     flat = table[pair].reshape(-1)
     for j in range(base.size):
         near = 4 * np.intp(base[j])

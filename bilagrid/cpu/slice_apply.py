@@ -1,4 +1,4 @@
-"""Slice-and-apply on the CPU: coefficients are interpolated and used a pixel at a time, never stored."""
+"""Slice-and-apply on the CPU: coefficients are interpolated and used pixel by pixel, never stored."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def load_row(image, i, scratch, pixels):
 
 @helper
 def lerp_rows(grid, row, weight, loaded, below, step, table):
-    """The grid interpolated in y at one image row, ``table[x * (D + 1) + z, c]``, so that a pixel reads its corners together.
+    """The grid interpolated in y at one image row, ``table[x * (D + 1) + z, c]``: what a pixel reads at a corner lies together.
 
-    ``below`` and ``step`` hold the node row and its difference to the next; they are read anew where ``row`` is not ``loaded``. Returns ``row``.
+    ``below`` and ``step`` hold a row of nodes and its difference to the next; they are read anew if ``row`` is not the ``loaded`` one. Returns ``row``.
     """
     channels, depth, rows, columns = grid.shape
     if row != loaded:
@@ -68,7 +68,7 @@ def load_guide(guide, has_guide, image, i, scratch):
 
 @helper
 def apply_row(table, places, step_x, step_z, column_weights, upper, pixels, terms, lanes):
-    """Four outputs of a row of pixels, ``lanes[4 j + output]``. ``places`` are the offsets in the table of what a pixel's first corner has for them."""
+    """Computes four outputs of a row of pixels, ``lanes[4 j + output]``. ``places`` are the offsets of these outputs in the table, at each pixel's first corner."""
     one = table.dtype.type(1)
     for j in range(places.size):
         right, high = column_weights[j], upper[j]
@@ -79,7 +79,7 @@ def apply_row(table, places, step_x, step_z, column_weights, upper, pixels, term
             (near, near + step_z, far, far + step_z),
             (left * low, left * high, right * low, right * high),
         )
-        # The usual map of three colours and an offset has a loop that is unrolled.
+        # For the usual map of three colours and an offset the compiler unrolls the loop.
         if terms == 4:
             apply_four(table, corners, weights, pixels, 4 * j, 4, lanes, LANES * j)
         else:
@@ -191,7 +191,7 @@ def _slice_apply_bwd_pixels_kernel(
 def load_products(image, grad_output, terms, inputs, grads, products):
     """``grad_output[o] * term[t]`` of a row of pixels (C, W), as the flat ``products[c // 2, j, c % 2]`` of channels ``c = o * terms + t``.
 
-    ``inputs`` and ``grads`` are room for the lines; a last line of ones in ``inputs`` stays as it is.
+    ``inputs`` and ``grads`` are scratch; a last line of ones in ``inputs`` stays as it is.
     """
     outputs, width = grad_output.shape
     channels = outputs * terms
@@ -259,9 +259,9 @@ _slice_apply_bwd_grid = Kernel(_slice_apply_bwd_grid_kernel)
 
 
 def _by_lanes(grid: Tensor, index: Tensor | None, terms: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The channels ``o * terms + t`` of grids reordered to ``(o // 4, t, o % 4)``, the last group filled with zeros, and which of these each image reads.
+    """Grids with their channels ``o * terms + t`` reordered to ``(o // 4, t, o % 4)``, the last group filled up with zeros; and which of them each image reads.
 
-    A copy of grids, and of those in use alone, not of an image.
+    It copies grids, and only those in use, never an image.
     """
     which = np.arange(grid.shape[0])
     if index is not None:

@@ -1,7 +1,7 @@
 """Slice at points on the CPU.
 
-For the grid's gradient points are put in order of their grids, and those of a grid added up in chunks; where a grid is too large for a cache, in order of
-the rows of cells that they lie in, and a row of nodes adds up its own. Either way every sum has one order.
+For the grid's gradient the points are sorted by their grids, and those of a grid are added up in chunks. If a grid is too large for a cache, they are sorted by the
+rows of cells that they lie in, and each row of nodes adds up its own. Either way every sum is taken in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from bilagrid.ops._index import check_range
 # Points of a work item.
 _BLOCK = 2048
 
-# Numbers that a grid has at most where a chunk of points is added up for the whole of it. What chunks leave aside takes less than the points' values.
+# The most numbers of a grid for which a chunk of points is added up to a whole grid; and the least points of a chunk per node, so that what chunks keep aside
+# takes less memory than the points' values.
 _LARGEST = 1 << 18
 _POINTS_A_NODE = 8
 
-# Parts, at most, in which points are counted and put in order. Their number does not change the order.
+# The most parts in which points are counted and sorted. Their number does not change the order.
 _PARTS = 64
 
 
 @helper
 def locate(points, n, i, j, axis, nodes, is_slope):
-    """Along an axis the node below a point, and the weights of it and of the node above, or their derivatives. NaN weights where the point is."""
+    """Along an axis: the node below a point, and the weights of that and of the node above, or their derivatives. The weights are NaN if the point is."""
     real = points.dtype.type
     zero, one, last = real(0), real(1), real(nodes - 1)
     t = points[n, i, j, axis]
@@ -124,9 +125,9 @@ def _slice_points_bwd_points_kernel(start, stop, grid, points, index, has_index,
 
 
 def _count_kernel(start, stop, points, index, has_index, size, by_row, part, keys, counts):
-    """For each point, in order, its grid, or where ``by_row`` its row of cells ``(m, z, y)``, and how many of each ``part`` lie in each; a part an item.
+    """For each point its key: its grid, or with ``by_row`` its row of cells ``(m, z, y)``. And how many points of each ``part`` have each key; a part an item.
 
-    ``size`` is (M, D, Gh, Gw). A point that is NaN lies in none and counts as one of the grid or row after the last.
+    ``size`` is (M, D, Gh, Gw). A point that is NaN has the key after the last.
     """
     height, width = points.shape[1:3]
     grids, depth, rows, columns = size
@@ -146,7 +147,7 @@ def _count_kernel(start, stop, points, index, has_index, size, by_row, part, key
 
 
 def _order_kernel(start, stop, keys, part, places, order):
-    """``order`` lists the points by their keys, those of a key in their own order; a part an item, which writes from ``places[part, key]`` on."""
+    """Lists the points in ``order`` by their keys, those of one key in their own order. A part an item, which writes from ``places[part, key]`` on."""
     for item in range(start, stop):
         for p in range(item * part, min((item + 1) * part, keys.size)):
             order[places[item, keys[p]]] = p
@@ -156,7 +157,7 @@ def _order_kernel(start, stop, keys, part, places, order):
 def _reduce_chunks_kernel(start, stop, values, points, derivative, order, has_order, chunks, grid, aside):
     """``sum over a chunk's points of w_k(p) values[p, c]``, in order, for all nodes of its grid; a chunk an item.
 
-    A row of ``chunks`` is (grid, first point, end, place aside): the first chunk of a grid, of place -1, writes to the grid, the others aside.
+    A row of ``chunks`` is (grid, first point, end, place aside). The first chunk of a grid has place -1 and writes to the grid, the others write aside.
     """
     channels, depth, rows, columns = grid.shape[1:]
     height, width = points.shape[1:3]
@@ -194,7 +195,7 @@ def _reduce_chunks_kernel(start, stop, values, points, derivative, order, has_or
 
 
 def _add_aside_kernel(start, stop, firsts, aside, grid):
-    """``grid[m, c]`` grows by what is aside for grid m, from ``aside[firsts[m]]`` to before ``aside[firsts[m + 1]]``; a channel ``(m, c)`` an item."""
+    """Adds to ``grid[m, c]`` what is aside for grid m, from ``aside[firsts[m]]`` to before ``aside[firsts[m + 1]]``; a channel ``(m, c)`` an item."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
         m, c = item // channels, item % channels
@@ -256,7 +257,7 @@ def _index_array(index: Tensor | None) -> np.ndarray:
 
 
 def _bank(grid: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Grids in the type that is computed in, the index, and whether there is one. Of a bank of another type only those in use are copied."""
+    """The grids in the type ``dtype`` that is computed in, the index, and whether there is one. Of a bank of another type only the grids in use are copied."""
     if index is not None and grid.dtype != dtype:
         grid, which = used(grid, index)
         return array(grid, dtype), which, True
@@ -295,11 +296,11 @@ def slice_points_bwd_points(
 def _in_order(
     points: np.ndarray, index: Tensor | None, size: list[int], *, by_row: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The points by their grids, or by their rows of cells, and where those of each end."""
+    """The points sorted by their grids, or by their rows of cells, and where those of each end."""
     grids, depth, rows, _ = size
     count = points.size // 3
     buckets = grids * (max(depth - 1, 1) * max(rows - 1, 1) if by_row else 1)
-    # So that the counts of all parts take less than the points do.
+    # Large enough that the counts of all parts take less memory than the points.
     part = max(-(-count // _PARTS), 4 * buckets, _BLOCK)
     parts = -(-count // part)
     keys, order = np.empty(count, np.int64), np.empty(count, np.int64)
@@ -341,7 +342,7 @@ def slice_points_bwd_grid(
 
 
 def _chunks(ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks of at most ``length`` points, one a grid at least, as `_reduce_chunks_kernel` takes them, and for `_add_aside_kernel` the first place aside of each grid."""
+    """Chunks of at most ``length`` points, at least one for each grid, as `_reduce_chunks_kernel` takes them; and each grid's first place aside, for `_add_aside_kernel`."""
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)[: len(ends)]
     counts = np.maximum(-(-(ends - starts) // length), 1)
     grids = np.repeat(np.arange(len(ends)), counts)

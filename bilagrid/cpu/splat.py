@@ -1,4 +1,4 @@
-"""Splat on the CPU: a pixel adds its values to its cell, with the weights of the eight corners."""
+"""Splat on the CPU: each pixel adds its values to its cell, weighted for the eight corners."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bilagrid.ops._memory import empty_grid
 
 @helper
 def load_pairs(values, ones, scratch, other, pixels):
-    """A row of values (C, W) as the flat ``pixels[c // 2, j, c % 2]``; channels beyond theirs are ones."""
+    """A row of values (C, W) as the flat ``pixels[c // 2, j, c % 2]``; further channels are ones."""
     channels, width = values.shape
     for pair in range(pixels.size // (2 * width)):
         c, start = 2 * pair, 2 * pair * width
@@ -39,7 +39,7 @@ def _splat_kernel(
     start, stop, values, channels, guide, guide_map, dz, bands, owners, tiles, tile_columns, rows, row_weights, columns,
     column_weights, grid, aside,
 ):  # fmt: skip
-    """``grid[n, c, k] = sum_p w_k(p) values[n, c, p]``; a band ``(n, band)`` an item. A channel that the values lack, up to ``channels``, is one of ones."""
+    """``grid[n, c, k] = sum_p w_k(p) values[n, c, p]``; a band ``(n, band)`` an item. Channels that the values lack, up to ``channels``, are ones."""
     depth, real = grid.shape[2], row_weights.dtype
     pairs, count = (channels + 1) // 2, bands.size - 1
     unit = real.type(0) if dz else real.type(1)

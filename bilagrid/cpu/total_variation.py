@@ -62,7 +62,7 @@ _total_variation_bwd = Kernel(_total_variation_bwd_kernel)
 
 
 def _weights(shape: torch.Size, grids: int, like: np.ndarray) -> np.ndarray:
-    """One over the number of differences along each axis of so many grids, 0 where there is none."""
+    """For each axis 1 over the number of differences along it in that many ``grids``, 0 where there are none."""
     counts = [grids * int(np.prod(shape[1:])) // extent * (extent - 1) for extent in shape[2:]]
     return np.array([1 / count if count else 0 for count in counts], like.dtype)
 
