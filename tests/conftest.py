@@ -73,6 +73,15 @@ def triton_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """A test may set torch's number of threads, and commands do."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def numba_by_default() -> Iterator[None]:
     with _backend.override("cpu"):
         yield

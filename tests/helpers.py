@@ -25,10 +25,12 @@ CONSTRUCTORS = {
 
 
 def assert_near(actual: Tensor, expected: np.ndarray | Tensor, dtype: torch.dtype | None = None) -> None:
-    """``actual`` equals ``expected`` to the tolerance of ``dtype`` (its own by default), NaN where it is NaN."""
+    """``actual`` has the shape of ``expected`` and equals it to the tolerance of ``dtype`` (its own by default), NaN where it is NaN."""
     if isinstance(expected, Tensor):
         expected = expected.detach().cpu().double().numpy()
     found = actual.detach().cpu().double().numpy()
+    # NumPy would compare a scalar with anything.
+    assert found.shape == np.shape(expected)
     finite = np.abs(expected[np.isfinite(expected)])
     scale = max(1.0, finite.max()) if finite.size else 1.0
     np.testing.assert_allclose(found, expected, rtol=0, atol=scale * TOLERANCE[dtype or actual.dtype])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from torch import Tensor
 import bilagrid
 from bilagrid.cpu._run import Kernel
 from tests.processes import python
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def problem(seed: int) -> tuple[Tensor, ...]:
@@ -50,7 +42,7 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_the_number_of_threads_does_not_matter(threads: None) -> None:
+def test_the_number_of_threads_does_not_matter() -> None:
     torch.set_num_threads(1)
     expected = everything(0)
     for count in (2, 3, 7):
@@ -58,7 +50,7 @@ def test_the_number_of_threads_does_not_matter(threads: None) -> None:
         assert_same_bits(everything(0), expected)
 
 
-def test_several_python_threads_at_once(threads: None) -> None:
+def test_several_python_threads_at_once() -> None:
     torch.set_num_threads(2)
     expected = [everything(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:

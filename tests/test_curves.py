@@ -179,24 +179,20 @@ def test_a_half_image_with_float32_parameters_gives_a_float32_guide(backend: str
 def test_threads_runs_and_the_batch_do_not_change_a_bit() -> None:
     image = torch.rand(2, 3, 61, 653)
     given = [t.float().requires_grad_() for t in parameters(3, 3, 16)]
-    before = torch.get_num_threads()
 
     def everything(image: Tensor) -> list[Tensor]:
         leaves = [image.clone().requires_grad_(), *given]
         out = bilagrid.curves(*leaves)
         return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
 
-    try:
-        torch.set_num_threads(1)
-        wanted = everything(image)
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            for found, value in zip(everything(image), wanted, strict=True):
-                torch.testing.assert_close(found, value, rtol=0, atol=0)
-        for found, value in zip(everything(image[1:])[:2], wanted, strict=False):
-            torch.testing.assert_close(found, value[1:], rtol=0, atol=0)
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    wanted = everything(image)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        for found, value in zip(everything(image), wanted, strict=True):
+            torch.testing.assert_close(found, value, rtol=0, atol=0)
+    for found, value in zip(everything(image[1:])[:2], wanted, strict=False):
+        torch.testing.assert_close(found, value[1:], rtol=0, atol=0)
 
 
 def test_every_triton_run_gives_the_same_bits(triton_backend: str) -> None:

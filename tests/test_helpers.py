@@ -28,8 +28,9 @@ def test_a_missing_nan_fails() -> None:
 
 
 def test_a_wrong_shape_fails() -> None:
-    with pytest.raises(AssertionError):
-        assert_near(torch.ones(3), np.ones(4))
+    for expected in (np.ones(4), np.ones((3, 1)), np.ones(())):
+        with pytest.raises(AssertionError):
+            assert_near(torch.ones(3), expected)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,15 +38,8 @@ def derived(function: Callable[..., Tensor], image: Tensor) -> tuple[Tensor, Ten
     return out.detach(), torch.autograd.grad(out, image, weights)[0]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_neither_threads_nor_the_batch_change_a_bit(threads: None, case: str) -> None:
+def test_neither_threads_nor_the_batch_change_a_bit(case: str) -> None:
     function, channels = CASES[case]
     images = torch.rand(2, channels, *SIZE, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -240,13 +240,6 @@ def test_many_points_in_few_nodes(backend: str, indexed: bool) -> None:
     assert_near(found, expected.slice_points_bwd_grid(given_, flat, which, (len(found), *size)))
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def _everything(bank: Tensor, points: Tensor, index: Tensor | None) -> list[Tensor]:
     leaves = [t.clone().requires_grad_() for t in (bank, points)]
     out = bilagrid.slice_points(*leaves, index)
@@ -258,7 +251,7 @@ SIZES = {"chunks": (4, 6, 5), "rows": (40, 60, 50)}
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("indexed", [True, False])
-def test_neither_threads_nor_the_batch_change_a_bit(threads: None, size: tuple[int, int, int], indexed: bool) -> None:
+def test_neither_threads_nor_the_batch_change_a_bit(size: tuple[int, int, int], indexed: bool) -> None:
     """In a grid that is added up in chunks, of which there are several here, and in one that is added up by its rows."""
     bank = torch.randn(3, 5, *size)
     points = torch.rand(3, 9_001, 3) * torch.tensor(size[::-1])

@@ -70,12 +70,10 @@ def test_the_same_bits_again_and_with_other_threads(photos: Tensor) -> None:
     first = loop(photos)
     losses, threads = first.losses(2 * COUNT), torch.get_num_threads()
     again = loop(photos)
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        # Adam and the mean over the scene are torch's; the gradients of the grids are ours.
-        assert again.losses(2 * COUNT) == pytest.approx(losses, rel=1e-6)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1 if threads > 1 else 2)
+    # Adam and the mean over the scene are torch's; the gradients of the grids are ours.
+    assert again.losses(2 * COUNT) == pytest.approx(losses, rel=1e-6)
+    torch.set_num_threads(threads)
     assert loop(photos).losses(2 * COUNT) == losses
 
 
