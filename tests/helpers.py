@@ -141,6 +141,12 @@ IMAGES = {
 }
 
 
+def rounded_to(problem: Problem) -> torch.dtype | None:
+    """Whose tolerance a float32 grid has for `assert_near`: on a GPU, products of half types may be rounded to tf32, which has the digits of a float16."""
+    half = problem.dtype in (torch.float16, torch.bfloat16)
+    return torch.float16 if half and problem.backend == "cuda" else None
+
+
 def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" else "cpu"
 

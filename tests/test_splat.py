@@ -24,6 +24,7 @@ from tests.helpers import (
     device_of,
     numpy64,
     problems,
+    rounded_to,
 )
 from tests.reference import blur as blurred
 from tests.reference import lattice as reference
@@ -43,7 +44,7 @@ def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> 
     grid = splat_(values, guide, problem.lattice, dz)
     assert grid.dtype == (torch.float64 if problem.dtype == torch.float64 else torch.float32)
     assert grid.is_contiguous()
-    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference, dz))
+    assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference, dz), rounded_to(problem))
 
 
 @pytest.mark.parametrize("problem", [COARSE, COARSE_TILES], ids=["cells of two blocks", "tiles"])
@@ -71,7 +72,7 @@ def test_blurred_equals_reference(backend_in_depth: str, problem: Problem, sigma
     grid = splat_blurred_(values, guide, problem.lattice, sigma)
     wanted = blurred.blur(expected.splat(homogeneous, numpy64(guide), problem.reference, False), sigma)
     assert grid.stride() == empty_grid(grid, *grid.shape[1:2], grid.shape[2:], grid.dtype, interleaved=True).stride()
-    assert_near(grid, wanted)
+    assert_near(grid, wanted, rounded_to(problem))
 
 
 @given(problem=problems())
