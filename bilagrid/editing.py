@@ -88,7 +88,8 @@ def equalize_histogram(
     bins = integer("bins", bins)
     if bins < _LEAST_BINS:
         raise ValueError(f"bins must be at least {_LEAST_BINS}, got {bins}")
-    if clip_limit is not None and not (math.isfinite(number("clip_limit", clip_limit)) and clip_limit >= 0):
+    clip_limit = None if clip_limit is None else number("clip_limit", clip_limit)
+    if clip_limit is not None and not (math.isfinite(clip_limit) and clip_limit >= 0):
         raise ValueError(f"clip_limit must be a finite number, at least 0, or None, got {clip_limit}")
     if sigma_space is None:
         sigma_space = max(_WINDOW * max(image.shape[2:]), 1.0)
@@ -167,8 +168,9 @@ def merge_flash(
         if image.shape[1] not in (1, 3):
             raise ValueError(f"{name} must have 1 or 3 channels, got {image.shape[1]}")
     _checks.same("no_flash", no_flash, "(N, C, H, W)", (len(flash), no_flash.shape[1], *flash.shape[2:]), "flash")
+    gamma, exposure = number("gamma", gamma), None if exposure is None else number("exposure", exposure)
     for name, value in (("gamma", gamma), ("exposure", 1 if exposure is None else exposure)):
-        if not 0 < number(name, value) < math.inf:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
     refuse_other_scales(flash=flash, no_flash=no_flash)
     if sigma_space is None:

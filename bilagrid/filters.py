@@ -214,8 +214,9 @@ def tonemap(
     _checks.rank("radiance", radiance, "(N, C, H, W)")
     if radiance.shape[1] not in (1, 3):
         raise ValueError(f"radiance must have 1 or 3 channels, got {radiance.shape[1]}")
+    contrast, gamma = number("contrast", contrast), number("gamma", gamma)
     for name, value, least in (("contrast", contrast, 1.0), ("gamma", gamma, 1e-3)):
-        if not (math.isfinite(number(name, value)) and value >= least):
+        if not (math.isfinite(value) and value >= least):
             raise ValueError(f"{name} must be a finite number, at least {least:g}, got {value}")
     if sigma_space is None:
         sigma_space = max(0.02 * max(radiance.shape[2:]), 1.0)

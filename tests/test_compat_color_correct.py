@@ -102,6 +102,7 @@ def test_names() -> None:
         ((torch.ones(4, 3), torch.full((4, 3), torch.inf)), ValueError, "ref must be finite"),
         ((torch.ones(4, 3).byte(), torch.ones(4, 3)), TypeError, "img must be float16"),
         ((torch.ones(4, 3), torch.ones(4, 3), -1), ValueError, "num_iters must be a number of fits, 0 or more, got -1"),
+        ((torch.ones(4, 3), torch.ones(4, 3), 5, torch.nan), ValueError, "eps must be finite, got nan"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(arguments, error, message) -> None:
@@ -168,6 +169,8 @@ def test_low_rank_grid_starts_as_the_identity_and_learns() -> None:
     [
         (lambda: gsplat.BilateralGridCP4D(rank=0), "rank must be an integer of at least 1, got 0"),
         (lambda: gsplat.BilateralGridCP4D(grid_Z=1.5), "grid_Z must be an integer of at least 1, got 1.5"),
+        (lambda: gsplat.BilateralGridCP4D(init_noise_scale=-1), "init_noise_scale must be at least 0, got -1"),
+        (lambda: gsplat.BilateralGridCP4D(gray_mlp_depth=1), "gray_mlp_depth must be at least 2"),
         (lambda: gsplat.BilateralGridCP4D(bound=0), "bound must be above 0, got 0"),
         (lambda: gsplat.BilateralGridCP4D()(torch.ones(4, 2), torch.ones(4, 3)), r"xyz must have shape \(..., 3\), got \(4, 2\)"),
         (lambda: gsplat.BilateralGridCP4D()(torch.ones(4, 3), torch.ones(5, 3)), r"rgb must have the shape of xyz, \(4, 3\), got \(5, 3\)"),

@@ -326,6 +326,15 @@ def test_wrong_arguments(arguments, error, message) -> None:
         (lambda: gsplat.total_variation_loss(torch.ones(3, 3), sparse="yes"), TypeError, "sparse must be True or False, got 'yes'"),
         (lambda: gsplat.total_variation_loss(torch.ones(3, 3).int()), TypeError, "x must be float16"),
         (lambda: GRIDS.tv_loss(7), IndexError, "7"),
+        (lambda: GRIDS.tv_loss(0.5), TypeError, "idx must be an integer"),
+        (lambda: GRIDS(None, RGB, 0), TypeError, "grid_xy must be a torch.Tensor, got NoneType"),
+        (lambda: GRIDS(XY, RGB.tolist(), 0), TypeError, "rgb must be a torch.Tensor, got list"),
+        (lambda: GRIDS(XY, torch.ones(()), 0), ValueError, r"rgb must have shape \(..., 3\) and 2 to 5 dimensions, got \(\)"),
+        (lambda: GRIDS(XY, RGB, 0, transform=1), TypeError, "transform must be True or False, got 1"),
+        (lambda: gsplat.BilateralGrid(3, gauge=True)(XY, RGB, -1), IndexError, "index must be from 0 to 2, for 3 grids, got -1"),
+        (lambda: gsplat.BilateralGrid(3, gauge=True).effective_grids(3), IndexError, "index must be from 0 to 2, for 3 grids, got 3"),
+        (lambda: gsplat.color_affine_transform([[1.0]], RGB), TypeError, "affine_mats must be a torch.Tensor, got list"),
+        (lambda: gsplat.color_affine_transform(torch.ones(5, 3, 4), RGB[0, :, 0]), ValueError, r"rgb must have leading dimensions that broadcast with those of affine_mats, \(5,\), got \(4, 3\)"),
     ],
 )  # fmt: skip
 def test_wrong_uses(make, error, message) -> None:

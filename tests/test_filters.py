@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -191,6 +192,14 @@ def test_what_is_not_a_number_is_refused(case: str) -> None:
         bilagrid.bilateral_filter(IMAGE, **options)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_what_is_not_dense_is_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.rand(3, 8, 9), torch.rand(3, 7, 9)])
+    for image in (IMAGE.to_sparse(), nested):
+        with pytest.raises(TypeError, match=r"image must be a dense \(strided\) tensor"):
+            bilagrid.bilateral_filter(image, sigma_space=4, sigma_color=0.1)
+
+
 def test_a_range_cannot_be_measured_under_vmap() -> None:
     def run(image: Tensor) -> Tensor:
         return bilagrid.bilateral_filter(image[None], sigma_space=4, sigma_color=0.1)
@@ -211,9 +220,11 @@ def test_a_sigma_beyond_the_image_smooths_all_of_it(space: float) -> None:
     assert psnr(bilagrid.bilateral_filter(image, sigma_space=space, sigma_color=0.15), wanted) >= DECIBELS
 
 
-def test_numpy_numbers_are_numbers() -> None:
+def test_other_numbers_are_numbers() -> None:
     wanted = bilagrid.bilateral_filter(IMAGE, sigma_space=4, sigma_color=0.5)
     found = bilagrid.bilateral_filter(IMAGE, sigma_space=np.int64(4), sigma_color=np.float32(0.5))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    found, wanted = (bilagrid.tonemap(IMAGE, gamma=gamma) for gamma in (Fraction(5, 2), 2.5))
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 

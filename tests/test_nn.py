@@ -278,6 +278,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a range the wrong way": (lambda: modules.JointBilateralUpsample(1, 0.1, guide_range=(1, 0)), ValueError, "guide_range must be finite"),
     "too few nodes a sigma": (lambda: modules.BilateralFilter(1, 0.1, nodes_per_sigma=(0.1, 1, 1)), ValueError, "nodes_per_sigma must be from"),
     "a contrast below 1": (lambda: modules.Tonemap(contrast=0.5), ValueError, "contrast must be"),
+    "sizes for a grid": (lambda: modules.Slice()((1.5, 3, 3), torch.rand(1, 5, 6)), TypeError, "grid must be a torch.Tensor, got tuple"),  # type: ignore[arg-type]
     "a flag": (lambda: modules.SliceApply(offset=1), TypeError, "offset must be True or False"),  # type: ignore[arg-type]
     "no channels": (lambda: modules.Curves(0), ValueError, "channels must be a whole number, at least 1, got 0"),
     "half a knot": (lambda: modules.Curves(3, knots=0.5), ValueError, "knots must be a whole number"),  # type: ignore[arg-type]

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from bilagrid._numbers import integer
 from bilagrid.compat._maps import index_vector
 from bilagrid.ops import _checks
+from bilagrid.ops._backend import has_values
+from bilagrid.ops._bank import choose_
+from bilagrid.ops._index import check_range
+from bilagrid.ops._vmap import is_mapped
 from bilagrid.ops.total_variation import total_variation
 
 
@@ -78,7 +82,7 @@ class GridBank(nn.Module):
         Args:
             idx: which grids, an integer or integers ``(N,)``; None for all.
         """
-        chosen = self.grids if idx is None else self.grids[index_vector("idx", idx, self.grids)]
+        chosen = self.grids if idx is None else _chosen(self.grids, index_vector("idx", idx, self.grids))
         return chosen - _drift(self.grids) if self.gauge else chosen
 
     def mean_grid(self) -> Tensor:
@@ -98,7 +102,8 @@ class GridBank(nn.Module):
         """`total_variation_loss` of the effective grids, or of those that ``idx`` chooses, an integer or integers ``(N,)``."""
         if self.gauge:
             return total_variation_loss(self.effective_grids(idx))
-        return total_variation_loss(self.grids, idx, sparse=self.sparse)
+        rows = None if idx is None else index_vector("idx", idx, self.grids)
+        return total_variation_loss(self.grids, rows, sparse=self.sparse)
 
     def extra_repr(self) -> str:
         sizes = (
@@ -115,7 +120,14 @@ class GridBank(nn.Module):
         if index is None:
             return read(grids - _drift(grids), xy, rgb, None)
         rows = torch.arange(index.shape[0], device=index.device)
-        return read(grids[index] - _drift(grids), xy, rgb, rows)
+        return read(_chosen(grids, index) - _drift(grids), xy, rgb, rows)
+
+
+def _chosen(grids: Tensor, index: Tensor) -> Tensor:
+    """The grids that an index names, refused on the CPU where it is out of range; elsewhere such a grid is NaN, as in the operators."""
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and has_values(index) and not is_mapped(index):
+        check_range(index, grids.shape[0])
+    return choose_(grids, index)
 
 
 def _drift(grids: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from bilagrid._numbers import number
 from bilagrid.ops import _checks
 
 # Pixels whose quadratic terms are computed at a time: as many as a cache holds, so that a 12-megapixel image takes no more memory than a small one.
@@ -46,6 +49,9 @@ def color_correct(img: Tensor, ref: Tensor, num_iters: int = 5, eps: float = 0.5
     pixels, wanted = _pixels(img, ref)
     if not isinstance(num_iters, int) or num_iters < 0:
         raise ValueError(f"num_iters must be a number of fits, 0 or more, got {num_iters!r}")
+
+    if not math.isfinite(number("eps", eps)):
+        raise ValueError(f"eps must be finite, got {eps}")
 
     def unclipped(values: Tensor) -> Tensor:
         return (values >= eps) & (values <= 1 - eps)

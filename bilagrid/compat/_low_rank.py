@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bilagrid._numbers import number
 from bilagrid.compat._bank import total_variation_loss
 from bilagrid.compat._maps import color_affine_transform
 from bilagrid.ops import _checks
@@ -62,8 +63,15 @@ class BilateralGridCP4D(nn.Module):
             if not hasattr(count, "__index__") or count < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
             setattr(self, name, count)
-        if not bound > 0:
+        _checks.flag("learn_gray", learn_gray)
+        if learn_gray and gray_mlp_depth < 2:
+            raise ValueError(
+                f"gray_mlp_depth must be at least 2, of which the last layer gives the gray, got {gray_mlp_depth}"
+            )
+        if not number("bound", bound) > 0:
             raise ValueError(f"bound must be above 0, got {bound!r}")
+        if not number("init_noise_scale", init_noise_scale) >= 0:
+            raise ValueError(f"init_noise_scale must be at least 0, got {init_noise_scale!r}")
         self.learn_gray, self.init_noise_scale, self.bound = learn_gray, init_noise_scale, bound
         self.num_facs = _AXES + 1
         self.fac_0 = nn.Linear(rank, 12, bias=False)
@@ -124,6 +132,8 @@ def slice4d(bil_grid4d: BilateralGridCP4D, xyz: Tensor, rgb: Tensor) -> dict[str
         >>> slice4d(BilateralGridCP4D(), torch.zeros(5, 3), torch.rand(5, 3))["rgb_affine_mats"].shape
         torch.Size([5, 3, 4])
     """
+    if not isinstance(bil_grid4d, nn.Module):
+        raise TypeError(f"bil_grid4d must be a BilateralGridCP4D, got {type(bil_grid4d).__name__}")
     maps = bil_grid4d(xyz, rgb)
     return {"rgb": color_affine_transform(maps, rgb), "rgb_affine_mats": maps}
 

@@ -27,16 +27,25 @@ def color_affine_transform(affine_mats: Tensor, rgb: Tensor) -> Tensor:
         ``(..., 3)``.
 
     Raises:
-        ValueError: other last dimensions.
+        TypeError: an argument that is no tensor.
+        ValueError: other last dimensions, or leading ones that do not broadcast.
 
     Example:
         >>> color_affine_transform(torch.eye(3, 4), torch.tensor([0.1, 0.2, 0.3]))
         tensor([0.1000, 0.2000, 0.3000])
     """
+    for name, tensor in (("affine_mats", affine_mats), ("rgb", rgb)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if affine_mats.shape[-2:] != (3, 4):
         raise ValueError(f"affine_mats must have shape (..., 3, 4), got {tuple(affine_mats.shape)}")
     if rgb.shape[-1:] != (3,):
         raise ValueError(f"rgb must have shape (..., 3), got {tuple(rgb.shape)}")
+    pairs = zip(reversed(affine_mats.shape[:-2]), reversed(rgb.shape[:-1]), strict=False)
+    if any(a != b and a != 1 and b != 1 for a, b in pairs):
+        raise ValueError(
+            f"rgb must have leading dimensions that broadcast with those of affine_mats, {tuple(affine_mats.shape[:-2])}, got {tuple(rgb.shape)}"
+        )
     return (affine_mats[..., :3] * rgb.unsqueeze(-2)).sum(-1) + affine_mats[..., 3]
 
 
@@ -90,6 +99,10 @@ def index_vector(name: str, index: Tensor | int, like: Tensor) -> Tensor:
 
 def row_index(name: str, index: Tensor | int, rgb: Tensor) -> Tensor:
     """Indices as a vector: one for all of ``rgb``, or one for each of its leading rows."""
+    if not isinstance(rgb, Tensor):
+        raise TypeError(f"rgb must be a torch.Tensor, got {type(rgb).__name__}")
+    if rgb.ndim == 0:
+        raise ValueError("rgb must have shape (..., 3) and 2 to 5 dimensions, got ()")
     vector = index_vector(name, index, rgb)
     if vector.shape[0] not in (1, rgb.shape[0]):
         raise ValueError(

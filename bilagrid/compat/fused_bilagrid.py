@@ -8,8 +8,9 @@ given by their offsets.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bilagrid._numbers import integer
 from bilagrid.compat._bank import GridBank, total_variation_loss
 from bilagrid.compat._color_correct import color_correct
 from bilagrid.compat._maps import row_index, transformed
@@ -103,6 +104,10 @@ def slice(
     if not isinstance(rgb, Tensor) or not 2 <= rgb.ndim <= 4:
         found = tuple(rgb.shape) if isinstance(rgb, Tensor) else type(rgb).__name__
         raise ValueError(f"rgb must be a tensor (..., 3) of 2 to 4 dimensions, got {found}")
+    if not isinstance(bil_grids, nn.Module):
+        raise TypeError(
+            f"bil_grids must be a bilagrid.compat.fused_bilagrid.BilateralGrid or a module that calls one, got {type(bil_grids).__name__}"
+        )
     index = row_index("grid_idx", grid_idx, rgb)
     rest = compute_coords_grad, actual_height, actual_width, patch_offsets
     return {"rgb": bil_grids(xy, rgb, index, *rest)}
@@ -124,6 +129,8 @@ def fused_bilagrid_sample(
         >>> rgb = torch.rand(2, 1, 30, 40, 3)
         >>> torch.testing.assert_close(fused_bilagrid_sample(identity, None, rgb), rgb)
     """
+    given = {"bilagrid": bilagrid, "rgb": rgb} | ({} if coords is None else {"coords": coords})
+    _checks.tensors(**given)
     places, rgb = _places(coords, rgb, compute_coords_grad, actual_height, actual_width, patch_offsets)
     return transformed(bilagrid, places, rgb, None)
 
@@ -154,6 +161,9 @@ def _of_patches(rgb: Tensor, height: int, width: int, offsets: Tensor) -> Tensor
     if not isinstance(offsets, Tensor) or offsets.is_floating_point() or offsets.dtype == torch.bool:
         found = offsets.dtype if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"patch_offsets must be a tensor of integers such as int32, got {found}")
+    for name, extent in (("actual_height", height), ("actual_width", width)):
+        if integer(name, extent, "a whole number of pixels") < 1:
+            raise ValueError(f"{name} must be at least 1 pixel, got {extent}")
     if rgb.ndim < 3:
         raise ValueError(f"rgb must have shape (..., h, w, 3) for patches, got {tuple(rgb.shape)}")
     lead, (rows, columns) = rgb.shape[:-3], rgb.shape[-3:-1]

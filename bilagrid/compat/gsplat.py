@@ -17,6 +17,7 @@ from bilagrid.compat._low_rank import BilateralGridCP4D, slice4d
 from bilagrid.compat._maps import affine_maps, color_affine_transform, row_index, transformed
 from bilagrid.compat._places import pixel_grid
 from bilagrid.compat._sliced import Sliced
+from bilagrid.ops import _checks
 from bilagrid.ops._luma import LUMA
 
 __all__ = [
@@ -100,8 +101,9 @@ class BilateralGrid(GridBank):
         """
         if not isinstance(grid_xy, Tensor):
             raise TypeError(
-                f"xy must be a torch.Tensor, got {type(grid_xy).__name__}; bilagrid.compat.pixel_grid makes one"
+                f"grid_xy must be a torch.Tensor, got {type(grid_xy).__name__}; bilagrid.compat.pixel_grid makes one"
             )
+        _checks.flag("transform", transform)
         index = None if idx is None else row_index("idx", idx, rgb)
         return self._read(transformed if transform else affine_maps, self.grids, grid_xy, rgb, index)
 
@@ -150,6 +152,8 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
     if not isinstance(rgb, Tensor) or not 2 <= rgb.ndim <= 4:
         found = tuple(rgb.shape) if isinstance(rgb, Tensor) else type(rgb).__name__
         raise ValueError(f"rgb must be a tensor (..., 3) of 2 to 4 dimensions, got {found}")
+    if not isinstance(xy, Tensor):
+        raise TypeError(f"xy must be a torch.Tensor, got {type(xy).__name__}; bilagrid.compat.pixel_grid makes one")
     index = row_index("grid_idx", grid_idx, rgb)
     module = (
         next((m for m in bil_grids.modules() if isinstance(m, BilateralGrid)), None)

@@ -21,6 +21,11 @@ def checked_size(size: tuple[int, int, int]) -> tuple[int, int, int]:
     return Lattice.cell_centered(size, (1, 1)).size
 
 
+def size_of(grid: Any) -> tuple[int, ...]:
+    """The nodes of a grid; none of what is no tensor, which the operator will refuse."""
+    return grid.shape[2:] if isinstance(grid, Tensor) else ()
+
+
 class Module(nn.Module):
     """A module whose options are attributes of the names in ``options``."""
 
@@ -45,12 +50,11 @@ class OnLattice(Module):
             raise ValueError(f"lattice must be one of {', '.join(_KINDS)}, or a bilagrid.Lattice, got {lattice!r}")
         self.lattice = lattice
 
-    def lattice_for(self, grid: Tensor | tuple[int, int, int], pixels: Tensor) -> Lattice | None:
-        """The lattice for a grid, or one of this size, and pixels ``(..., H, W)``; None where these are wrong, which the operator will say."""
+    def lattice_for(self, size: tuple[int, ...], pixels: Tensor) -> Lattice | None:
+        """The lattice for a grid of ``size`` and pixels ``(..., H, W)``; None where these are wrong, which the operator will say."""
         if isinstance(self.lattice, Lattice):
             return self.lattice
-        size = grid.shape[2:] if isinstance(grid, Tensor) else grid
-        if not isinstance(pixels, Tensor) or pixels.ndim < 2 or not isinstance(size, tuple) or len(size) != 3:
+        if not isinstance(pixels, Tensor) or pixels.ndim < 2 or len(size) != 3:
             return None
         depth, rows, columns = size
         height, width = pixels.shape[-2:]

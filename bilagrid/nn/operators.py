@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bilagrid.lattice import Lattice
-from bilagrid.nn._module import Module, OnLattice, checked_size
+from bilagrid.nn._module import Module, OnLattice, checked_size, size_of
 from bilagrid.ops import _checks
 from bilagrid.ops.blur import blur
 from bilagrid.ops.curves import curves
@@ -88,7 +88,11 @@ class Slice(OnLattice):
 
     def forward(self, grid: Tensor, guide: Tensor, index: Tensor | None = None) -> Tensor:
         return slice_grid(
-            grid, guide, lattice=self.lattice_for(grid, guide), index=index, sparse=self.sparse and index is not None
+            grid,
+            guide,
+            lattice=self.lattice_for(size_of(grid), guide),
+            index=index,
+            sparse=self.sparse and index is not None,
         )
 
 
@@ -118,7 +122,7 @@ class SliceApply(OnLattice):
         self.offset, self.sparse = offset, sparse
 
     def forward(self, grid: Tensor, guide: Tensor | None, image: Tensor, index: Tensor | None = None) -> Tensor:
-        lattice = self.lattice_for(grid, image)
+        lattice = self.lattice_for(size_of(grid), image)
         return slice_apply(
             grid,
             guide,

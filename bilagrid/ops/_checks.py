@@ -35,6 +35,10 @@ def tensors(*, optional: Tensor | None = None, **named: Tensor) -> None:
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.is_nested:
+            raise TypeError(
+                f"{name} must be a dense (strided) tensor, got a nested one; pad it, or call once for each size"
+            )
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}; call .to_dense()")
         if tensor.device.type not in ("cpu", "cuda", "meta"):
