@@ -10,7 +10,7 @@ from bilagrid.commands import Refusal
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a ``--device``; auto: the GPU that torchrun means, or the first, or the CPU."""
+    """The device called ``name``. ``auto`` is the GPU that torchrun gave this process, or the first one, or else the CPU."""
     if name == "auto":
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     try:

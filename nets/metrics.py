@@ -1,4 +1,4 @@
-"""How far a picture is from the truth: (H, W, C) in [0, 1] both, by scikit-image."""
+"""How far a picture is from the truth, both (H, W, C) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def psnr(result: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(result: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity, Gaussian-weighted as published; pictures smaller than its window of 11 go on beyond their borders as in a mirror."""
+    """Structural similarity by scikit-image, Gaussian-weighted as published. Pictures smaller than its window of 11 are mirrored beyond their borders."""
     pads = [(missing // 2, missing - missing // 2) for missing in (max(0, _WINDOW - n) for n in result.shape[:2])]
     result, truth = (np.pad(pixels, [*pads, (0, 0)], mode="symmetric") for pixels in (result, truth))
     return float(

@@ -12,7 +12,7 @@ Row = dict[str, str | float]
 
 
 def with_means(rows: Sequence[Row]) -> list[Row]:
-    """The rows, and as the last the mean of each column."""
+    """The rows, followed by one with the mean of each column."""
     label, *columns = rows[0]
     means: Row = {label: "mean"}
     means |= {name: float(np.mean([float(row[name]) for row in rows])) for name in columns}
@@ -20,7 +20,7 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The table, to read: SSIM with four decimals, decibels with two."""
+    """The table as text for a terminal: SSIM with four decimals, decibels with two."""
     label, *columns = rows[0]
     first, wide = max(len(str(row[label])) for row in rows), max(map(len, columns))
     lines = [" " * first + "".join(f"  {name:>{wide}}" for name in columns)]

@@ -36,7 +36,7 @@ class Schedule:
     steps: int = 20_000
     """Steps of the optimiser, in all."""
     batch: int = 4
-    """Crops a step, over all processes of torchrun together."""
+    """Crops in a step, over all processes of torchrun together."""
     lr: float = 1e-4
     """Adam's learning rate."""
     decay: Literal["none", "cosine"] = "none"
@@ -71,7 +71,7 @@ class Schedule:
 
 
 def start_processes() -> None:
-    """Joins the other processes, if torchrun started this one, until it ends."""
+    """If torchrun started this process, joins it to the others until it ends."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
         idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
         # A thread of gloo that still holds a tensor while Python is taken down aborts the process.
@@ -79,7 +79,7 @@ def start_processes() -> None:
 
 
 def normalised_over(schedule: Schedule) -> int:
-    """How many crops a batch norm sees: those of all processes on GPUs, where it is synchronised, else those of one."""
+    """The number of crops that a batch norm sees: those of all processes on GPUs, where it is synchronised, else those of one process."""
     return schedule.batch if idist.device().type == "cuda" else schedule.batch // idist.get_world_size()
 
 
@@ -102,26 +102,26 @@ def train(
     show: Callable[[tuple[Tensor, ...], Tensor], Tensor] | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> None:
-    """Trains on items ``(*inputs, target)`` of an endless data set, and writes the network and the state of training into a folder.
+    """Trains on items ``(*inputs, target)`` of an endless data set, and writes the network and the state of training to a folder.
 
-    Item ``i`` of the data must depend on ``i`` alone: the batch of step ``s`` is the items from ``s * batch`` on, shared out over the processes, so that
-    neither a pause nor the number of processes changes what is learned from. Batch norms see the crops of all processes on GPUs, on CPUs those of their own.
+    Item ``i`` of the data must depend on ``i`` alone. The batch of step ``s`` is the items from ``s * batch`` on, shared out over the processes, so that neither
+    a pause nor the number of processes changes what is learned from. Batch norms see the crops of all processes on GPUs, those of their own process on CPUs.
 
     Args:
         net: a network with its arguments in ``config``.
-        out: the folder; what torchrun's first process writes there is whole or not there at all.
-        settings: what else the run depends on; a run is resumed only with the same.
+        out: the folder. Torchrun's first process alone writes there, each file whole or not at all.
+        settings: what else the run depends on; a run is resumed only with the same settings.
         resume: go on from the state in ``out``.
         betas: Adam's.
         loss: of result and target.
-        show: pictures ``(3, H, W)`` of a batch and its result, for the log.
-        validate: figures by name to log at each checkpoint.
+        show: makes of a batch and its result a picture ``(3, H, W)`` for the log.
+        validate: gives figures by name, to log at each checkpoint.
 
     Raises:
         Refusal: options that do not fit, a folder that holds another run, a loss that is no longer finite.
     """
     schedule.check()
-    # It would tell of every refusal beforehand, as of a failure.
+    # It would log every refusal as a failure first.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
     world = idist.get_world_size()
     if schedule.batch % world:
@@ -137,10 +137,10 @@ def train(
     if began >= schedule.steps:
         raise Refusal(f"{out}: has {began} steps already; raise --steps to go on")
 
-    # Alone, it would share out a batch over all GPUs of the machine; that is for torchrun to ask.
+    # In a single process ignite would share out a batch over all GPUs of the machine; that is for torchrun to ask.
     module: nn.Module = net
     if world > 1:
-        # Of its own: torch keeps the group that it has taken alive, so that `idist.finalize` could not end its threads.
+        # A group of its own: torch keeps the one that it is given alive, and `idist.finalize` could not end the threads of the default one.
         group = torch.distributed.new_group()
         module = idist.auto_model(net, sync_bn=device.type == "cuda", process_group=group)
     module.train()
@@ -214,7 +214,7 @@ def train(
 
 
 class _Run:
-    """The folder of a run: the network alone, to use, and all that it takes to go on."""
+    """The folder of a run: the network alone, for use, and the state from which training goes on."""
 
     def __init__(
         self,
@@ -295,7 +295,7 @@ class _NoLog:
 
 
 class _interrupts:  # noqa: N801 -- a context manager, used as a function
-    """Within it, Ctrl-C and the end that torchrun asks for only raise a flag; called, it says whether any process's is raised."""
+    """Within it, Ctrl-C and torchrun's request to end only raise a flag. Called, it says whether that of any process is raised."""
 
     def __enter__(self) -> _interrupts:
         self._raised = False
@@ -316,7 +316,7 @@ class _interrupts:  # noqa: N801 -- a context manager, used as a function
 
 
 def _kept(schedule: Schedule) -> dict[str, Any]:
-    """The part of a schedule that a run keeps to its end."""
+    """The part of a schedule that may not change when a run is resumed."""
     names = ("batch", "lr", "decay", "weight_decay", "seed", "amp") + (("steps",) if schedule.decay != "none" else ())
     return {name: getattr(schedule, name) for name in names}
 

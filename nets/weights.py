@@ -25,14 +25,14 @@ class Network(nn.Module):
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
-    """Writes tensors and facts (anything that JSON holds), whole or not at all."""
+    """Writes tensors and facts (anything that JSON can hold), whole or not at all."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(stored, {"facts": json.dumps(facts)})
     commands.replace(Path(os.path.realpath(path)), data)
 
 
 def load(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Facts]:
-    """The tensors and facts of a file whose facts say that it is of one of these kinds.
+    """The tensors and facts of a file that is of one of these ``kinds`` by its facts.
 
     Raises:
         ValueError: a file that is missing, damaged or of another kind.
@@ -53,12 +53,12 @@ def load(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Facts]:
 
 
 def save_network(path: Path, net: Network, **facts: Any) -> None:
-    """Writes a network, with more facts beside its arguments."""
+    """Writes a network with its arguments and further facts."""
     save(path, net.state_dict(), {"kind": type(net).__name__, "config": net.config, **facts})
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
-    """The networks that come with the package in a folder of it."""
+    """The names of the networks in a folder of the package."""
     return tuple(sorted(path.stem for path in folder.glob("*.safetensors")))
 
 
@@ -85,10 +85,10 @@ def load_network(path: Path, build: type[Net] | tuple[type[Net], ...], device: s
     tensors, facts = load(path, *builds)
     kind = facts["kind"]
     try:
-        # Without memory of its own: the file's arguments may ask for more than there is.
+        # On the meta device: a file's arguments may ask for more memory than there is.
         with torch.device("meta"):
             net = builds[kind](**facts["config"])
-    # Arguments beyond all measure end as any of these.
+    # Arguments beyond all measure end in any of these.
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: holds no arguments that {kind} takes: {reason}") from None

@@ -1,4 +1,4 @@
-"""Bringing the exposures of a bracket to the place of its middle one: the camera's motion by a homography, or, to compare, all motion by optical flow."""
+"""Aligns the exposures of a bracket to its middle one: the camera's motion by a homography, or, for comparison, all motion by optical flow."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _LARGEST = 2400  # pixels of the longer side at which features are looked for
 _FEATURES = 6000
 _RATIO = 0.8  # of the nearest to the second nearest descriptor (Lowe)
 _TOLERANCE = 2.0  # pixels
-_MATCHES, _SHARE = 24, 0.25  # that agree on one homography, at the least
-_FARTHEST = 0.25  # of the diagonal, that a corner may move
-# How much of the difference a motion may leave: a homography on which features agree, which noise may hide, and a translation without.
+_MATCHES, _SHARE = 24, 0.25  # how many matches, and what share of them, must agree on a homography
+_FARTHEST = 0.25  # of the diagonal, how far a corner may move
+# The share of the difference that a motion may leave. A homography has matches to speak for it, and noise may hide what it gains; a translation has none.
 _NO_WORSE, _BETTER = 1.05, 0.8
-_STRONG = 0.1  # of white, beyond which all differences are alike
-_STANDS = 0.25  # pixels: what moves half of the picture by no more is left as it is, not blurred
-_SMALLEST = 64  # pixels of the shorter side: five halvings leave thresholds something to compare
-_AGREES = 0.7  # correlation that makes a translation credible
+_STRONG = 0.1  # of white, beyond which all differences count alike
+_STANDS = 0.25  # pixels: if half of the picture moves by no more it is left as it is, rather than blurred
+_SMALLEST = 64  # pixels of the shorter side: after five halvings median thresholds still have something to compare
+_AGREES = 0.7  # the correlation that makes a translation credible
 
 _WHITE = 250  # of 255, above which a value says only that there is more light
-_COUNTED = 2**18  # pixels from which it is learned how one exposure sees another
+_COUNTED = 2**18  # pixels from which `seen_as` learns how one exposure sees another
 
 _SPACING = 8  # pixels from one tracked point to the next
 _WINDOW, _LEVELS = 21, 4
-_BACK = 1.0  # pixels that a point may miss its origin by when tracked back
+_BACK = 1.0  # pixels by which a point may miss its origin when it is tracked back
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A bracket whose exposures lie on its middle one.
+    """A bracket whose exposures are aligned to its middle one.
 
     Args:
-        ldr: ``(K, H, W, 3)`` float32 in [0, 1]; where an exposure shows nothing, the middle one as that would have seen it.
-        valid: ``(K, H, W)``, where each shows the scene.
-        notes: what was done, a line an exposure.
+        ldr: ``(K, H, W, 3)`` float32 in [0, 1]. Where an exposure shows nothing, it holds what that would have made of the middle one.
+        valid: ``(K, H, W)``, where each exposure shows the scene.
+        notes: what was done, a line for each exposure.
     """
 
     ldr: np.ndarray
@@ -52,10 +52,10 @@ def align(ldr: np.ndarray, ev: np.ndarray, middle: int, method: str = "homograph
     Args:
         ldr: ``(K, H, W, 3)`` in [0, 1], encoded by gamma.
         ev: ``(K,)``, their log2 exposures.
-        middle: the one that stays.
-        method: homography: the background, by SIFT features of pictures brought to one exposure, and MAGSAC; where too few of them match, a translation;
-            where none is credible, nothing. What moves in the scene is left to the merge. flow: every pixel, by Lucas and Kanade's pyramidal optical
-            flow, which follows moving things until they are hidden or turn. none: nothing.
+        middle: the one that stays as it is.
+        method: homography: aligns the background, by SIFT features of pictures brought to one exposure, and MAGSAC; by a translation if too few features
+            match; not at all if none is credible. What moves in the scene is left to the merge. flow: aligns every pixel, by Lucas and Kanade's pyramidal
+            optical flow, which follows moving things until they are hidden or turn. none: aligns nothing.
     """
     pictures, valid, notes = [], [], []
     for i, picture in enumerate(ldr):
@@ -80,16 +80,16 @@ def align(ldr: np.ndarray, ev: np.ndarray, middle: int, method: str = "homograph
 
 
 def seen_as(reference: np.ndarray, picture: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The reference as the picture's exposure saw it: each value becomes the median of what the picture shows in its place.
+    """The reference as the picture's exposure would have seen it: each value becomes the median of what the picture shows where the reference has that value.
 
-    This knows nothing of the camera's response (Grossberg and Nayar's intensity mapping, 2003). The median is one over all channels first, then each
-    channel's over the half of the pixels that agree best, which stand still. Where the reference is white this is the least that the picture can show.
+    It needs no knowledge of the camera's response (Grossberg and Nayar's intensity mapping, 2003). The median is taken over all channels first, then for each
+    channel over the half of the pixels that agree best, which stand still. Where the reference is white, the result is the least that the picture can show.
     """
     levels = np.rint(reference * 255).astype(np.uint8)
     step = max(math.isqrt(valid.size // _COUNTED), 1)
     sample = valid[::step, ::step]
     known, values = levels[::step, ::step][sample], picture[::step, ::step][sample]
-    # White stands for anything brighter, and has no median to speak of.
+    # White stands for anything brighter: its median would say nothing.
     told = (known <= _WHITE).all(-1)
     known, values = (known[told], values[told]) if told.any() else (known, values)
     if not len(known):
@@ -112,7 +112,7 @@ def _medians(known: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def disagreement(aligned: Aligned, middle: int) -> np.ndarray:
-    """Where the exposures show another thing than the middle one, ``(H, W)`` in [0, 1]: the greatest difference from what they should show by `seen_as`."""
+    """Where exposures show something else than the middle one, ``(H, W)`` in [0, 1]: the greatest difference from what they should show by `seen_as`."""
     reference = aligned.ldr[middle]
     worst = np.zeros(reference.shape[:2], np.float32)
     for i, (picture, valid) in enumerate(zip(aligned.ldr, aligned.valid, strict=True)):
@@ -125,7 +125,7 @@ def disagreement(aligned: Aligned, middle: int) -> np.ndarray:
 
 
 def homography(picture: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """The 3x3 matrix that takes a pixel ``(x, y, 1)`` of the reference to its place in the picture, or None, and why.
+    """The 3x3 matrix that takes a pixel ``(x, y, 1)`` of the reference to its place in the picture, or None; and a few words on the matches behind that.
 
     Args:
         picture: ``(H, W)`` uint8, of the same exposure as the reference.
@@ -167,7 +167,7 @@ def homography(picture: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray |
 
 
 def flow(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Where each pixel of the reference lies in the picture, ``(H, W, 2)`` as ``(x, y)``: points tracked there and back, what lies between filled in.
+    """Where each pixel of the reference lies in the picture, ``(H, W, 2)`` as ``(x, y)``: points are tracked there and back, and the rest is filled in.
 
     Args:
         picture: ``(H, W)`` uint8, of the same exposure as the reference.
@@ -193,7 +193,7 @@ def flow(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def warp(picture: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture read at ``place``, a matrix (3, 3) or an array (H, W, 2), and where that lies inside of it."""
+    """The picture read at ``place``, a matrix (3, 3) or an array (H, W, 2), and a mask of where that lies inside of it."""
     height, width = picture.shape[:2]
     if place.shape == (3, 3):
         place = _places(place, height, width)
@@ -204,7 +204,7 @@ def warp(picture: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _background(picture: np.ndarray, reference: np.ndarray, stops: float) -> tuple[np.ndarray | None, str]:
-    """A homography, or a translation, or None; and a line on it."""
+    """A homography, or a translation, or None; and a line that says why."""
     gray, gray_to = _same_exposure(picture, reference, stops)
     matrix, why = homography(gray, gray_to)
     if matrix is not None:
@@ -240,7 +240,7 @@ def _brightened(short: np.ndarray, long: np.ndarray) -> np.ndarray:
 
 
 def _apart(gray: np.ndarray, gray_to: np.ndarray, matrix: np.ndarray | None = None) -> float:
-    """How much a picture moved by a matrix differs from another, where it shows something; what differs strongly, as moving things do, counts no more for it."""
+    """How much a picture moved by a matrix differs from another, where it shows something. Strong differences, as of moving things, count alike."""
     picture, reference = (one.astype(np.float32) / 255 for one in (gray, gray_to))
     shown = np.ones(gray.shape, bool)
     if matrix is not None:
@@ -249,7 +249,7 @@ def _apart(gray: np.ndarray, gray_to: np.ndarray, matrix: np.ndarray | None = No
 
 
 def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
-    """``(x, y)`` by which the picture is moved: by maximal correlation (ECC), else by median thresholds (Ward); None if neither agrees better than no motion."""
+    """The translation ``(x, y)`` of the picture, by maximal correlation (ECC) or by median thresholds (Ward); None if neither agrees better than no motion."""
     scale = min(800 / max(gray.shape), 1.0)
     small, small_to = (cv2.resize(g, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for g in (gray, gray_to))
 
@@ -271,7 +271,7 @@ def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
         start = np.eye(2, 3, dtype=np.float32)
         candidates.append(cv2.findTransformECC(small_to, small, start, cv2.MOTION_TRANSLATION, stop)[1][:, 2])
     except cv2.error:
-        pass  # It finds no way up from where it starts.
+        pass  # It did not converge.
     candidates.append(-np.array(cv2.createAlignMTB(6).calculateShift(small_to, small), np.float64))
     best = max(candidates, key=agreement)
     if agreement(best) < max(_AGREES, agreement(np.zeros(2))):
@@ -280,7 +280,7 @@ def _translation(gray: np.ndarray, gray_to: np.ndarray) -> np.ndarray | None:
 
 
 def _farthest(matrix: np.ndarray, size: tuple[int, ...]) -> float:
-    """How far a homography moves the corner that it moves most; infinite where it turns the picture over or folds it."""
+    """How far a homography moves the corner that it moves most; infinite if it turns the picture over or folds it."""
     height, width = size
     corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
     if not (corners @ matrix[2, :2] + matrix[2, 2] > 0.1).all():
@@ -315,7 +315,7 @@ def _tracked(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> tuple[np
 
 
 def _filled(motion: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """The motion where it is held, elsewhere that of what is near, from ever wider around."""
+    """The motion where it is ``held``; elsewhere a mean of what is held nearby, in ever wider surroundings."""
     result, known = np.where(held[..., None], motion, 0).astype(np.float32), held.copy()
     sigma = 1.0
     while not known.all() and sigma < 2 * max(held.shape):

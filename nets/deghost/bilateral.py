@@ -17,33 +17,33 @@ from nets.deghost.radiance import GAMMA, MU, compressed, expanded, linearised
 from nets.luma import LUMA
 from nets.weights import Network
 
-# Shares of the exposures in the guide before it is trained: the middle one above all, and the others where it is black or white.
+# The shares of the exposures in the guide before it is trained: most of the middle one, and some of the others for where that is black or white.
 _GUIDE = (0.2, 0.6, 0.2)
-# And how much of the detail of each is taken for noise or for another place: that of the outer two may be either.
+# How much of each exposure's detail is taken for noise or misalignment: that of the outer two may be either.
 _DOUBT = (1.0, 0.3, 1.0)
 _REST = 0.1
 
-# Of a strip: many enough that threads have work, few enough that they need little memory.
+# Pixels of a strip: enough to keep threads busy, few enough to need little memory.
 _STRIP_PIXELS = 2**18
 
 
 class BilateralDeghost(Network):
-    """Runs a network on exposures shrunk by ``reduce``, and carries its radiance to full size by maps fitted to what it did::
+    """Runs a network on exposures shrunk by ``reduce``, and carries its radiance to full size by affine maps fitted to that::
 
         T(H) = A(guide) [I_1; T(H_1); I_2; T(H_2); I_3; T(H_3); 1] + b upsampled(T(H_low) - A(guide_low) [the same of the shrunk exposures]),
         A = fit(the same of the shrunk exposures, T(H_low), guide_low, noise = d (what shrinking took from each channel)²)
 
-    The maps find each pixel's radiance in its exposures, so that detail comes from the exposures themselves; and where it is noise, or of something that
-    moved, from the exposure that has least of that, since the fit knows what each lost as it was shrunk. What no map of the grid explains is added in part.
-    T is the μ-law, as the loss sees radiance. The guide is a learned mixture of the same 18 channels, and starts as the luma of the T(H_i), that of the middle
-    exposure above all; the shares b and d are learned too.
+    The maps make each pixel's radiance of its exposures, so that detail comes from the exposures themselves. Where detail is noise, or of something that moved,
+    it comes from the exposure with the least of that, since the fit knows what each exposure lost in shrinking. What no map of the grid explains is added in
+    part. T is the μ-law, by which the loss sees radiance. The guide is a learned mixture of the same 18 channels; it starts as the luma of the T(H_i), mostly
+    that of the middle exposure. The shares b and d are learned too.
 
-    Without gradients and outside of ``torch.compile`` and ``torch.export`` the full size is computed in strips, so that what is needed beside the exposures
-    and the result is about what the network needs for the shrunk exposures.
+    Without gradients, and outside of ``torch.compile`` and ``torch.export``, the full size is computed in strips. Then the memory needed beside the exposures and
+    the result is about what the network needs for the shrunk exposures.
 
     Args:
         net: the network, or the arguments of a `DeghostNet`.
-        reduce: by how much each side is shrunk for it.
+        reduce: by how much each side of the exposures is shrunk for it.
         luma_bins: depth of the grid.
         cell: pixels of the shrunk exposures for each node of the grid, along each side.
 
@@ -112,11 +112,11 @@ class BilateralDeghost(Network):
         image = _channels(ldr, ev)
         guide = self._guided(image)
         carried = bilagrid.slice_apply(grid, guide, image, lattice=lattices[0])
-        # Of one plane, a grid is an image and slicing it is bilinear interpolation.
+        # An image is a grid of one plane, and slicing that is bilinear interpolation.
         return expanded(carried + bilagrid.slice(rest.unsqueeze(2), guide.detach(), lattice=lattices[1]))
 
     def _guided(self, image: Tensor) -> Tensor:
-        """The guide ``(N, H, W)`` of channels, as a product of matrices: the convolution takes five times as long on a CPU."""
+        """The guide ``(N, H, W)``, by a product of matrices: the convolution takes five times as long on a CPU."""
         mixed = self.guide.weight.flatten(1) @ image.flatten(2) + self.guide.bias  # type: ignore[operator]
         return mixed.view(image.shape[0], *image.shape[2:])
 
@@ -127,7 +127,7 @@ class BilateralDeghost(Network):
         return F.interpolate(ldr.float().flatten(1, 2), size=size, mode="bilinear", antialias=True).unflatten(1, (3, 3))
 
     def _samples(self, ldr: Tensor) -> Tensor:
-        """A pixel as it is for each of those of `shrunk`, about its middle."""
+        """For each pixel of `shrunk` the one at its middle, as it is."""
         step = self.config["reduce"]
         rows, columns = (
             (torch.arange(0, side, step, device=ldr.device) + step // 2).clamp(max=side - 1) for side in ldr.shape[-2:]
@@ -136,7 +136,7 @@ class BilateralDeghost(Network):
 
 
 def reduced(net: DeghostNet | BilateralDeghost, reduce: int) -> DeghostNet | BilateralDeghost:
-    """The same weights on exposures shrunk by ``reduce``, at full size where that is 1; shares its network with ``net``."""
+    """A network with the same weights for exposures shrunk by ``reduce``, or at full size if that is 1. It shares its modules with ``net``."""
     whole = net if isinstance(net, DeghostNet) else net.net
     if reduce == 1:
         return whole
@@ -149,7 +149,7 @@ def reduced(net: DeghostNet | BilateralDeghost, reduce: int) -> DeghostNet | Bil
 
 
 def _channels(ldr: Tensor, ev: Tensor) -> Tensor:
-    """``(N, 18, H, W)``: each exposure and what is seen of its radiance."""
+    """``(N, 18, H, W)``: each exposure, and T of its radiance."""
     ldr = ldr.float()
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat([ldr, compressed(linearised(ldr, ev))], 2).flatten(1, 2)

@@ -13,16 +13,16 @@ from bilagrid import images
 from bilagrid.commands import Refusal, count
 from bilagrid.pictures import dimensions
 
-# Beside the photographs, one value each in the order of their names.
+# Files beside the photographs with one value for each, in the order of their names.
 _TIMES_FILES = ("exposure.txt", "input_exp.txt", "ev.txt")
 _HOW = f"give them: --times 1/1000 1/250 1/60, or a file {_TIMES_FILES[0]} beside the photographs"
 
 _FEWEST, _MOST = 2, 7
-_APART = 0.1  # stops; nearer exposures count as equal
-FARTHEST = 30.0  # stops from the first to the last
-_STEP = 0.9  # stops from the middle to a neighbour that adds something, if there is one
+_APART = 0.1  # stops; exposures closer than that count as equal
+FARTHEST = 30.0  # the most stops from the first to the last
+_STEP = 0.9  # the least stops from the middle to a neighbour that adds something
 WELL_EXPOSED = (0.1, 0.9)  # encoded values between which a pixel counts as well exposed
-_USEFUL = 0.01  # share of well-exposed pixels, at the least
+_USEFUL = 0.01  # the least share of well-exposed pixels
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Bracket:
         paths: where they were read.
         ldr: ``(K, H, W, 3)`` float32 in [0, 1], as the camera encoded them.
         ev: ``(K,)``, log2 of the light that each gathered, the least 0.
-        middle: the one that the others are brought to: neither the first nor the last where there are three.
+        middle: the number of the one that the others are aligned to: of three or more neither the first nor the last.
         like: the middle one as it was read, for its metadata.
     """
 
@@ -50,8 +50,8 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
     Args:
         paths: PNG, TIFF or JPEG, 8 or 16 bits, all of one size; an alpha channel that hides nothing is left out.
         times: exposure times in seconds in the order of ``paths``, as ``1/250`` or ``0.004``. By default those of a file ``exposure.txt`` beside the
-            photographs (log2 values, or times where one is written as ``1/250`` or ``0.5s``; in the order of the names of these
-            files, or of all pictures in their folder), else those of EXIF, with its aperture and ISO.
+            photographs, else those of EXIF, with its aperture and ISO. The file holds log2 values, or times if one is written as ``1/250`` or ``0.5s``, in
+            the order of the names of these photographs or of all pictures in their folder.
 
     Raises:
         Refusal: files that cannot be read, differ in size or are no photographs; exposures that are missing, equal, or contradicted by the pictures.
@@ -82,14 +82,14 @@ def read(paths: Sequence[Path], times: Sequence[str] | None = None) -> Bracket:
 
 
 def choose(bracket: Bracket) -> Bracket:
-    """The three best of more: the one with the most well-exposed pixels, and on either side the nearest that is a stop away and shows something."""
+    """The best three: the one with the most well-exposed pixels, and on either side of it the nearest that is about a stop away and shows something."""
     if len(bracket.ev) <= 3:
         return bracket
     well = _well_exposed(bracket.ldr)
     middle = bracket.middle
 
     def neighbour(candidates: list[int]) -> int:
-        """The first that is useful, of candidates from the nearest to the farthest."""
+        """The first useful one of ``candidates``, which go from the nearest to the farthest."""
         far = [k for k in candidates if abs(bracket.ev[k] - bracket.ev[middle]) >= _STEP] or candidates[-1:]
         return next((k for k in far if well[k] >= _USEFUL), far[0])
 
@@ -101,7 +101,7 @@ def choose(bracket: Bracket) -> Bracket:
 
 
 def _middle(ldr: np.ndarray) -> int:
-    """The best exposed, of three or more none at the ends."""
+    """The number of the best exposed one; of three or more not one at the ends."""
     well = _well_exposed(ldr)
     return int(np.argmax(well[1:-1])) + 1 if len(well) > 2 else int(np.argmax(well))
 
@@ -153,7 +153,7 @@ def _from_file(file: Path, paths: Sequence[Path]) -> np.ndarray:
     words = file.read_text(errors="replace").replace(",", " ").split()
     names = sorted(path.name for path in paths)
     if len(words) != len(names):
-        # Some of a folder's photographs, whose file speaks of all.
+        # These are only some of the folder's photographs, and the file is of all.
         names = sorted(path.name for path in file.parent.iterdir() if path.suffix.lower() in images.PICTURES)
     if len(words) != len(names):
         raise Refusal(
@@ -186,7 +186,7 @@ def _time(source: str, word: str) -> float:
 
 
 def _from_exif(paths: Sequence[Path], pictures: Sequence[images.Picture]) -> np.ndarray:
-    """Of exposure time, and aperture and ISO where all have them: t ISO / N²."""
+    """Log2 of t ISO / N²: of the exposure time, and of aperture and ISO if all photographs have them."""
 
     def all_of(*names: str) -> list[float] | None:
         found = [max(picture.spec.get_float_attribute(name, 0.0) for name in names) for picture in pictures]

@@ -1,4 +1,4 @@
-"""The merges that know nothing of motion: Debevec and Malik's radiance, and Mertens, Kautz and Van Reeth's fusion."""
+"""Merges that do not know of motion: Debevec and Malik's radiance, and Mertens, Kautz and Van Reeth's exposure fusion."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def debevec(ldr: np.ndarray, ev: np.ndarray, gamma: float = 2.2, valid: np.ndarr
 
         H(p) = sum_i w_i(p) I_i(p)^gamma / t_i / sum_i w_i(p),   w_i(p) = 1 - |2 I_i(p) - 1|,   t_i = 2^(ev_i - min ev)
 
-    Where no exposure weighs anything, the shortest is right about what is white in it, and the longest about what is black.
+    Where all weights are 0, what is white is taken from the shortest exposure, and what is black from the longest.
 
     Args:
         ldr: ``(K, H, W, 3)`` in [0, 1], the exposures, encoded by gamma.
         ev: ``(K,)``, their log2 exposures, in any order and from any zero.
         gamma: the encoding; 1 for what is linear already.
-        valid: ``(K, H, W)``, where each exposure shows the scene; by default everywhere. A pixel that none shows is as if all did.
+        valid: ``(K, H, W)``, where each exposure shows the scene; by default everywhere. A pixel that none shows is treated as if all did.
 
     Returns:
         ``(H, W, 3)`` float32 in [0, 1], where 1 is white in the shortest exposure.
@@ -76,7 +76,7 @@ def mertens(ldr: np.ndarray) -> np.ndarray:
     """
     ldr = np.asarray(ldr, np.float32)
     _check(ldr)
-    # It divides by 255 whatever the type, and takes blue for the first channel, which its weights treat as the others.
+    # It divides by 255 whatever the type. It takes the first channel for blue, which does not matter, since its weights treat all channels alike.
     fused = cv2.createMergeMertens().process([np.ascontiguousarray(picture * 255) for picture in ldr])
     return np.clip(fused, 0, 1).astype(np.float32)
 

@@ -24,16 +24,16 @@ from nets.deghost.radiance import GAMMA
 # Memory for scenes that a process keeps at hand, at their own depth: all of Kalantari's 74.
 _KEPT_BYTES = 4 * 2**30
 
-# What NTIRE's exposures and truth are encoded by.
+# The gamma of NTIRE's exposures and truth.
 _NTIRE_GAMMA = 2.24
 
-# Exposure, ev and radiance of the middle one, as a network is trained on them.
+# Exposures, ev, and the radiance of the middle one: what a network is trained on.
 Item = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files of a scene are called; ``*`` at the start of all stands for the scene's own name."""
+    """What the files of a scene are called. If all begin with ``*``, that stands for the scene's own name."""
 
     name: str
     frames: tuple[str, ...]
@@ -63,7 +63,7 @@ LAYOUTS = (
 class Bracket:
     """Three exposures ``(3, H, W, 3)`` at the depth of their files, from the shortest on, their ``ev`` from 0 on, and the ``truth``: radiance ``(H, W, 3)``.
 
-    Their pixels to the power of ``exponent`` are encoded by gamma 2.2; where they show the scene, ``valid (3, H, W)``, or everywhere.
+    Their pixels to the power of ``exponent`` are encoded by gamma 2.2. ``valid (3, H, W)`` says where they show the scene; None means everywhere.
     """
 
     ldr: np.ndarray
@@ -73,12 +73,12 @@ class Bracket:
     valid: np.ndarray | None = None
 
     def pixels(self, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-        """Of a window, ``(3, h, w, 3)`` in [0, 1], encoded by gamma 2.2."""
+        """The exposures of a window, ``(3, h, w, 3)`` in [0, 1], encoded by gamma 2.2."""
         values = images.scaled(self.ldr[:, rows, columns])
         return values if self.exponent == 1 else values ** np.float32(self.exponent)
 
     def aligned(self, method: str) -> Bracket:
-        """The same with its exposures brought to the place of the middle one, as floats (`nets.deghost.align.align`)."""
+        """The same with its exposures aligned to the middle one (`nets.deghost.align.align`), as floats."""
         if method == "none":
             return self
         found = alignment.align(self.pixels(), self.ev, 1, method)
@@ -145,17 +145,17 @@ class Scene:
             raise Refusal(f"{self.ratio}: expected one number: {error}") from None
         if not 0 < ratio < np.inf:
             raise Refusal(f"{self.ratio}: expected a number above 0, got {ratio}")
-        # NTIRE's truth is encoded as a picture is, at the middle exposure; what even the shortest cannot hold is taken for its white.
+        # NTIRE's truth is encoded like a picture of the middle exposure. What is too bright even for the shortest is set to its white.
         linear = (_colour(self.truth).astype(np.float64) / ratio) ** _NTIRE_GAMMA / 2.0 ** ev[1]
         return Bracket(ldr, ev, np.minimum(linear, 1).astype(np.float32), _NTIRE_GAMMA / GAMMA)
 
 
 class Scenes:
-    """All scenes in folders and the folders in them, each in one of the `LAYOUTS`.
+    """All scenes in folders and their subfolders, each in one of the `LAYOUTS`.
 
     Args:
         sources: the folders.
-        align: how their exposures are brought to the place of the middle one, as in `nets.deghost.align.align`.
+        align: how exposures are aligned to the middle one: the ``method`` of `nets.deghost.align.align`.
 
     Raises:
         Refusal: folders without a scene, scenes without all of their files, pictures that differ in size, exposures that are not three different numbers.
@@ -168,7 +168,7 @@ class Scenes:
         for scene in self._scenes:
             scene.ev()
         self.sizes = [scene.size() for scene in self._scenes]
-        # Each value of an exposure takes two bytes, of the truth four.
+        # A value of an exposure takes two bytes, one of the truth four.
         largest = max(30 * height * width for height, width in self.sizes)
         self._read = functools.lru_cache(max(2, _KEPT_BYTES // largest))(self._load)
 
@@ -187,7 +187,7 @@ class Scenes:
         return replace(aligned, ldr=images.quantised(aligned.ldr, np.dtype(np.uint16)))
 
     def preload(self) -> None:
-        """Reads as many scenes as are kept at hand, all if they fit."""
+        """Reads as many scenes as are kept in memory, all if they fit."""
         for k in range(min(len(self), self._read.cache_parameters()["maxsize"])):
             self._read(k)
 
@@ -243,7 +243,7 @@ def scenes_in(source: Path) -> list[Scene]:
 
 
 def radiance(path: Path) -> np.ndarray:
-    """Radiance ``(H, W, 3)`` of a float file, as it is.
+    """The radiance ``(H, W, 3)`` in a float file, as it is.
 
     Raises:
         Refusal: a file that cannot be read, is not colour, or holds values that are negative or not finite.
@@ -292,7 +292,7 @@ def _scenes_of(folder: Path, source: Path) -> Iterator[Scene]:
 
 
 def _stems(layout: Layout, names: Sequence[str]) -> list[str]:
-    """The scenes of a folder that holds several, by the start of their files' names; one without a name where it holds one."""
+    """The names of a folder's scenes, with which their files' names begin; one empty name in a layout with a folder for each scene."""
     if not layout.exposures.startswith("*"):
         return [""]
     ends = [part.removeprefix("*") for part in layout.parts]

@@ -1,4 +1,4 @@
-"""Detail for a network's radiance, from the exposures that agree with it."""
+"""Adds detail to a network's radiance, from the exposures that agree with it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from nets.deghost.radiance import GAMMA, MU, compressed
 
-_CERTAIN = 0.03  # deviation that a network's T(H) is taken to have
-_FLOOR = 1e-3  # the least that an exposure's is: of its alignment
+_CERTAIN = 0.03  # the assumed standard deviation of a network's T(H)
+_FLOOR = 1e-3  # the least standard deviation of an exposure's, by its alignment
 _FULL = (0.8, 0.97)  # encoded values between which an exposure ceases to count
 _LEAST_NOISE = 0.7 / 255
-_DARKEST = 0.02  # encoded value below which noise is as there
+_DARKEST = 0.02  # encoded value below which noise is taken to be as it is there
 _ALIKE = 0.03  # difference of T(H) at which two channels cease to be alike
 _HARDLY = 0.1  # weight of channels below which they tell nothing
-_SEEN = 100  # pixels at the least from which noise is learned
-_STRIP, _HALO = 512, 4  # rows that are computed at once, and as many as the windows reach beyond them
+_SEEN = 100  # the least number of pixels from which noise is estimated
+_STRIP, _HALO = 512, 4  # rows that are computed at once, and rows beyond them that the windows reach
 _KERNEL = np.array(
     [[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32
 )  # blind to edges and slopes; its squares sum to 36
@@ -26,16 +26,18 @@ _KERNEL = np.array(
 def detailed(
     radiance: np.ndarray, ldr: np.ndarray, ev: np.ndarray, middle: int, valid: np.ndarray | None = None
 ) -> np.ndarray:
-    """A network's radiance sharpened and rid of its errors by the exposures that agree with it, each as far as its noise lets it know better::
+    """Sharpens and corrects a network's radiance by the exposures that agree with it, each weighed by its noise::
 
         T(H) = (b T(H_net) / s² + sum_i r_i c_i T(H_i) / s_i²) / (b / s² + sum_i r_i c_i / s_i²)
         c_i = exp(-(d_i / 2s)²), of the middle exposure 1,   b = 1 - r_m (1 - exp(-d_m² / 4(s² + s_m²))), m the middle one
 
-    where T is the μ-law, s_i the deviation of T(H_i) by the exposure's noise, r_i in [0, 1] how far from white it is, and d_i how far the two are apart around
-    a pixel: of the middle one in each channel, of another in the worst of those that are not white. So the network says which exposures show the scene as the
-    middle one saw it, and fills in where none does; ghosts are left out as far as it knows them. What the middle one shows needs no consent: there the network
-    is believed as far as noise excuses it, and where that one is nearly white H is no less than what it shows. In a channel that is white there, T(H_net) is
-    first corrected by what it lacks in channels that are about as bright and not white, so that no colour comes of a network that is wrong in all of them.
+    where T is the μ-law, s the deviation of the network's T(H), and s_i that of T(H_i) by the exposure's noise. r_i in [0, 1] says how far the exposure is from
+    white. d_i is how far T(H_i) and T(H_net) are apart around a pixel: for the middle exposure in each channel, for another in the worst channel that is not white.
+
+    So the network says which exposures show the scene as the middle one saw it, and fills in where none does; ghosts are left out as far as the network knows
+    them. The middle exposure counts without the network's consent: where they differ, the network is believed only as far as noise explains it, and where the
+    middle one is nearly white, H is at least what that shows. In a channel that is white there, T(H_net) is first corrected by its error in channels that are
+    about as bright and not white, so that a network that is wrong in all of them does not cause a false colour.
 
     Args:
         radiance: ``(H, W, 3)`` in [0, 1], where 1 is white in the shortest exposure.
@@ -81,7 +83,7 @@ def _mean(
         deviation = slope * np.float32(GAMMA * gain * MU / math.log1p(MU) * noise)
         room = np.clip((_FULL[1] - encoded) / (_FULL[1] - _FULL[0]), 0, 1) * here[..., None]
         certainty = room / (deviation**2 + np.float32(_FLOOR**2))
-        # Noise is left out of it, and what disagrees takes its surroundings along.
+        # Smoothed twice: before, against noise; after, so that what disagrees takes its surroundings along.
         apart = cv2.blur(np.abs(cv2.blur(seen - net, (3, 3))), (5, 5))
         if i == middle:
             believed -= room * (1 - np.exp(-(apart**2) / (4 * (np.float32(_CERTAIN**2) + deviation**2))))
@@ -98,7 +100,7 @@ def _mean(
 
 
 def _error_of_like_channels(net: np.ndarray, seen: np.ndarray, certainty: np.ndarray) -> np.ndarray:
-    """How much the network's T(H) lacks in each channel by those in which the middle exposure shows about the same and is certain of it."""
+    """What the network's T(H) lacks in each channel, judged by the channels in which the middle exposure shows about the same and is certain."""
     told = certainty / (certainty + np.float32(1 / _CERTAIN**2))
     lacks = []
     for c in range(3):
@@ -108,7 +110,7 @@ def _error_of_like_channels(net: np.ndarray, seen: np.ndarray, certainty: np.nda
 
 
 def _noise(encoded: np.ndarray) -> float:
-    """Deviation of the noise of a photograph, by the median of what no slope or edge explains."""
+    """The standard deviation of a photograph's noise, from the median of what no slope or edge explains."""
     unexplained = cv2.filter2D(encoded, -1, _KERNEL)
     inside = (encoded > _DARKEST) & (encoded < _FULL[1])
     if inside.sum() < _SEEN:

@@ -1,4 +1,4 @@
-"""``python -m nets.deghost eval``: a model beside the merges that know nothing of motion."""
+"""``python -m nets.deghost eval``: a model beside merges that do not know of motion."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def evaluate(
     """Measure a model on scenes it has not seen.
 
     Prints PSNR-μ, PSNR-L and SSIM-μ of each scene and their means: of the model, of the merge by Debevec and Malik, which takes the scene for still, and of
-    Mertens' fusion, whose picture is read as one exposure, the one that brings it nearest to the truth. All three merge the same aligned exposures. All
-    pixels count, as they are; the peak is 1.
+    Mertens' fusion, whose picture is scaled as a whole to come nearest to the truth. All three merge the same aligned exposures. All pixels count, as they
+    are; the peak is 1.
 
     To try:
 
@@ -71,15 +71,15 @@ def evaluate(
     Args:
         paths: folders of scenes or photographs, as for train.
         weights: what train wrote, or the model that comes along: deghost.
-        generate: make brackets of photographs.
-        scenes: with --generate: how many.
+        generate: generate brackets from photographs.
+        scenes: with --generate: the number of brackets.
         crop: with --generate: their side in pixels.
-        seed: with --generate: decides every bracket; train's is 0, so that another seed gives others.
-        align: how exposures are brought to the place of the middle one, as in merge.
+        seed: with --generate: decides every bracket; train's seed is 0, so another one gives other brackets.
+        align: how exposures are aligned to the middle one, as in merge.
         detail: measure what merge gives, the network's radiance with the detail of exposures that agree with it; --no-detail: the network alone.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         table: a CSV file to write the table to as well.
-        show: a picture to write of the first scenes: exposures, naive merge, result and truth, a row each.
+        show: a picture to write of the first scenes, each in a row: exposures, naive merge, result and truth.
         overwrite: replace files that exist.
     """
     if not paths:
@@ -124,7 +124,7 @@ def naive(bracket: Bracket) -> np.ndarray:
 
 
 def agreement(radiance: np.ndarray, picture: np.ndarray, stops: float) -> float:
-    """How near radiance, exposed again, comes to the photograph of that exposure where that is well exposed: PSNR in dB of encoded values, NaN if nowhere.
+    """How near radiance, exposed again, comes to a photograph where that is well exposed: PSNR in dB of encoded values; NaN if it is so nowhere.
 
     Args:
         radiance: ``(H, W, 3)``, where 1 is white in an exposure of 0 stops.
@@ -139,7 +139,7 @@ def agreement(radiance: np.ndarray, picture: np.ndarray, stops: float) -> float:
 
 
 def fused(bracket: Bracket) -> np.ndarray:
-    """Mertens' picture taken for one exposure, the one that brings it nearest to the truth by least squares."""
+    """Mertens' picture as radiance, scaled to come nearest to the truth by least squares."""
     linear = mertens(bracket.pixels()) ** GAMMA
     power = float(np.square(linear, dtype=np.float64).sum())
     return linear * (float((linear * bracket.truth).sum(dtype=np.float64)) / power if power else 0.0)
@@ -178,7 +178,7 @@ def _sheet(source: Source, model: Maker) -> np.ndarray:
 
 
 class _Made:
-    """The first brackets that a seed makes of photographs, aligned."""
+    """The first brackets that are generated from photographs with a seed, aligned."""
 
     def __init__(self, paths: Sequence[Path], scenes: int, crop: int, seed: int, align: str) -> None:
         self.names = [f"{k}" for k in range(scenes)]

@@ -1,7 +1,7 @@
-"""Brackets of scenes that move, made of any still photographs, with the exact radiance of the middle exposure.
+"""Brackets of scenes that move, generated from still photographs, with the exact radiance of the middle exposure.
 
-What a camera would do is done in its order: a scene of wide range is lit, its objects move between the exposures and the camera by a little, and each exposure
-gathers light, is noisy, clips, and is stored in 8, 12 or 16 bits.
+It follows the order of events at a camera: a scene of wide range is lit; between the exposures its objects move, and the camera a little; each exposure gathers
+light, is noisy, clips, and is stored in 8, 12 or 16 bits.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _KEPT_BYTES = 2**30
 
 # Pixels around a patch from which what moves comes in.
 _MARGIN = 16
-# What homographies of a static scene leave over: typical displacement of a corner, in pixels.
+# The misalignment that is left after aligning by a homography: the typical displacement of a corner, in pixels.
 _MISALIGNED = 0.7
-# Stops from one exposure to the next: what cameras offer, and any other.
+# Stops from one exposure to the next: those that cameras offer, and the range of any others.
 _STOPS = (1.0, 1.5, 2.0, 2.0, 2.5, 3.0, 3.5)
 _RANGE = (0.8, 3.5)
-# Deviation in stops of how much brighter an exposure is than it says.
+# Standard deviations, in stops, of the difference between an exposure and what it is said to be.
 _OFF = (0.0, 0.03, 0.15)
-# Shares of brackets that are of two exposures, and of a stage.
+# The shares of brackets of two exposures only, and of brackets of a stage.
 _PAIRS, _STAGES = 0.08, 0.35
 _MOST_OBJECTS = 4
-# Variance of shot noise at white, and deviation of read noise: from base sensitivity in the sun to a stage at night.
+# Ranges of the variance of shot noise at white and of the deviation of read noise: from base sensitivity in the sun to high sensitivity; and those at night.
 _SHOT = (1e-5, 3e-3)
 _READ = (1e-4, 1e-2)
 _NIGHT = (1e-4, 3e-3), (1e-3, 1e-2)
@@ -64,7 +64,7 @@ class Photographs:
         return len(self._paths)
 
     def tile(self, rng: np.random.Generator, side: int) -> Tensor:
-        """A random square of a random photograph, linear: ``(1, 3, side, side)``, enlarged or shrunk by up to 2, more only where it is smaller."""
+        """A random square of a random photograph, linear: ``(1, 3, side, side)``, enlarged or shrunk by up to 2, or more if the photograph is small."""
         values = self._read(int(rng.integers(len(self))))
         height, width = values.shape[:2]
         extent = min(int(side * 2 ** rng.uniform(-1, 1)), height, width)
@@ -115,7 +115,7 @@ class Generated(Dataset[Item]):
 
 
 def _turn(seed: int, item: int) -> tuple[int, bool]:
-    """Quarter turns and mirroring of an item: from a stream of their own, so that a bracket is the same upright."""
+    """The quarter turns and mirroring of an item, from random numbers of their own: the upright bracket does not depend on them."""
     rng = np.random.default_rng([seed, item, 1])
     return int(rng.integers(4)), bool(rng.integers(2))
 
@@ -123,24 +123,24 @@ def _turn(seed: int, item: int) -> tuple[int, bool]:
 def _pair(
     ldr: np.ndarray, ev: np.ndarray, truth: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A bracket without its shortest or its longest exposure, and the middle one in its place again, as pairs of photographs are merged."""
+    """A bracket whose shortest or longest exposure is replaced by the middle one, which is how pairs of photographs are merged."""
     if rng.random() < 0.5:
         return ldr[[0, 1, 1]], ev[[0, 1, 1]], truth
-    # White in the shortest is now white in the middle one.
+    # The middle one is now the shortest, whose white is 1.
     return ldr[[1, 1, 2]], (ev - ev[1]).clip(0), np.minimum(truth * 2 ** ev[1], 1)
 
 
 def _exposures(rng: np.random.Generator) -> np.ndarray:
-    """Stops from 0 on: steps that are most often equal."""
+    """The three exposures in stops, from 0 on, most often in equal steps."""
     even = rng.random() < 0.7
     steps = np.repeat(rng.choice(_STOPS), 2) if even else rng.uniform(*_RANGE, 2)
     return np.array([0, steps[0], steps[0] + steps[1]], np.float32)
 
 
 def _lit(linear: Tensor, rng: np.random.Generator, white: float, stage: bool) -> Tensor:
-    """Radiance in [0, 1], of which the middle exposure clips what is above ``white``: a photograph of other contrast and colour, under uneven, tinted light.
+    """A photograph as radiance in [0, 1], with another contrast and colour, under uneven, tinted light. The middle exposure clips what is above ``white``.
 
-    On a stage it is dark, and light is of such colours that a channel or two may see nothing of it.
+    A stage is dark, and its light may be so strongly coloured that one or two channels see nothing of it.
     """
     side = linear.shape[-1]
     grey = linear.mean(1, keepdim=True)
@@ -157,7 +157,7 @@ def _lit(linear: Tensor, rng: np.random.Generator, white: float, stage: bool) ->
 
 
 def _beams(linear: Tensor, nodes: int) -> Tensor:
-    """Nothing but light: a picture so unsharp that it changes over a ``nodes``-th of its side."""
+    """Beams of light: the picture blurred until it varies only over a ``nodes``-th of its side."""
     return F.interpolate(F.adaptive_avg_pool2d(linear, nodes), size=linear.shape[-2:], mode="bicubic").clamp(min=0)
 
 
@@ -168,7 +168,7 @@ def _smooth(rng: np.random.Generator, side: int, nodes: int) -> Tensor:
 
 
 def _blob(rng: np.random.Generator, side: int) -> Tensor:
-    """The shape of an object, ``(1, 1, side, side)`` in [0, 1]: an ellipse about the middle whose outline is uneven, its edge hard or soft."""
+    """The shape of an object, ``(1, 1, side, side)`` in [0, 1]: an ellipse in the middle with an uneven outline and a hard or soft edge."""
     axis = torch.linspace(-1, 1, side)
     radii = np.exp(rng.uniform(np.log(0.08), np.log(0.9), 2))
     inside = 1 - torch.hypot(axis[:, None] / float(radii[0]), axis / float(radii[1]))
@@ -188,7 +188,7 @@ def _clipped(view: Tensor, white: float, rng: np.random.Generator) -> np.ndarray
 def _path(rng: np.random.Generator, clipped: np.ndarray | None) -> list[Tensor]:
     """Where an object is in each exposure: affine maps from places in the picture to places in the object, in [-1, 1].
 
-    Of two objects about one is, before or after, where the middle exposure is clipped and another would be needed.
+    About every other object is, in the exposure before or after, at a place that the middle one clips, where another exposure would be needed.
     """
     speed = float(np.exp(rng.uniform(np.log(0.02), np.log(1.2))))
     middle, step = rng.uniform(-0.9, 0.9, 2), rng.normal(0, speed, 2)
@@ -197,7 +197,7 @@ def _path(rng: np.random.Generator, clipped: np.ndarray | None) -> list[Tensor]:
     angle, turn = rng.uniform(-np.pi, np.pi), rng.normal(0, 0.2)
     maps = []
     for time in (-1, 0, 1):
-        # Nothing moves quite evenly.
+        # Motion is not quite even.
         at = middle + time * step * rng.uniform(0.5, 1.5)
         phi, size = angle + time * turn, float(np.exp(0.1 * time * rng.normal()))
         rotation = np.array([[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]]) / size
@@ -208,13 +208,13 @@ def _path(rng: np.random.Generator, clipped: np.ndarray | None) -> list[Tensor]:
 
 
 def _near_identity(rng: np.random.Generator, side: int) -> Tensor:
-    """A homography that moves corners by about `_MISALIGNED` pixels, now and then by several."""
+    """A homography that moves corners by about `_MISALIGNED` pixels, sometimes by several times that."""
     reach = _MISALIGNED * float(np.exp(rng.normal(0, 1))) * 2 / side
     return torch.from_numpy(np.eye(3) + rng.normal(0, reach, (3, 3)) * np.array([[1, 1, 1], [1, 1, 1], [0.5, 0.5, 0]]))
 
 
 def _warped(picture: Tensor, matrix: Tensor, border: str = "reflection") -> Tensor:
-    """``(1, C, S, S)``, each place read where the homography of [-1, 1] sends it."""
+    """The picture ``(1, C, S, S)``, read for each pixel where a homography of [-1, 1] sends that."""
     side = picture.shape[-1]
     axis = (torch.arange(side) * 2 + 1) / side - 1
     to = matrix.float()
@@ -225,12 +225,12 @@ def _warped(picture: Tensor, matrix: Tensor, border: str = "reflection") -> Tens
 
 def _photographed(scene: np.ndarray, ev: np.ndarray, rng: np.random.Generator, dark: bool) -> np.ndarray:
     """What a camera makes of radiance ``(3, H, W, 3)``: exposure, shot and read noise, clipping, gamma, and 8, 12 or 16 bits; more noise in the dark."""
-    # Shutters are not quite what they say, and responses no plain gamma; the middle exposure is what radiance is measured by.
+    # Shutter times are not exact. Radiance is measured by the middle exposure, which therefore has no error.
     error = rng.normal(0, rng.choice(_OFF), 3) * np.array([1, 0, 1])
     gathered = scene * np.exp2(ev + error).astype(np.float32)[:, None, None, None]
     shot, read = (np.float32(np.exp(rng.uniform(*np.log(span)))) for span in (_NIGHT if dark else (_SHOT, _READ)))
     noise = rng.standard_normal(gathered.shape, np.float32) * np.sqrt(shot * gathered + read**2)
-    # Some saturate before their files do.
+    # Some sensors saturate below the white of their files.
     full = rng.uniform(0.9, 1) if rng.random() < 0.25 else 1.0
     encoded = np.clip(gathered + noise, 0, full) ** np.float32(1 / GAMMA)
     bits = int(rng.choice([8, 8, 8, 12, 16]))

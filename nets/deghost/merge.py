@@ -1,4 +1,4 @@
-"""``python -m nets.deghost merge``: a user's own bracket, from photographs to radiance."""
+"""``python -m nets.deghost merge``: from a user's own bracket of photographs to radiance."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from nets.deghost.radiance import compressed
 from nets.deghost.shipped import load
 from nets.devices import device_of
 
-# A network sees tiles of so many pixels a side, and as many more around as its layers reach; both are multiples of all its strides.
+# The side in pixels of the tiles that a network computes, and by how much more on each side its layers reach. Both are multiples of all its strides.
 _TILE, _HALO = 1024, 192
 
-# Of the picture beside the radiance: photographs hold less than the scenes that 5 was published for.
+# The contrast of the picture beside the radiance: photographs have less range than the scenes that 5 was published for.
 _CONTRAST = 20.0
 
-# Photographs of more pixels are shrunk for the network.
+# Photographs of more pixels are shrunk for the network, by so much.
 _LARGE, _REDUCE = 8_000_000, 4
 
-_STEPS = 5  # that the progress bar counts
-_SHOWN = 480  # pixels that a picture of the sheet is wide
+_STEPS = 5  # of the progress bar
+_SHOWN = 480  # the width in pixels of a picture on the sheet
 
 
 def merge(
@@ -63,9 +63,9 @@ def merge(
 ) -> None:
     """Merge a bracket, two to seven photographs of one scene at several exposures, into its radiance.
 
-    Photographs are PNG, TIFF or JPEG of one size, in any order. The best exposed one is the middle; it says where everything is, the others are brought
-    to its place and tell what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and a tone-mapped picture is written beside it
-    as OUT.png. It says how near the result comes to the middle photograph where that is well exposed: ghosts show there.
+    Photographs are PNG, TIFF or JPEG of one size, in any order. The best exposed one is the middle: it says where everything is, and the others, aligned
+    to it, say what is too dark or too bright in it. OUT is OpenEXR, Radiance HDR or float TIFF, and a tone-mapped picture is written beside it as OUT.png.
+    Printed is how near the result comes to the middle photograph where that is well exposed; ghosts show in this figure.
 
     To try:
 
@@ -84,19 +84,19 @@ def merge(
         without a network: exact for scenes that stand still, ghosts where something moves
 
     Args:
-        paths: two to seven photographs, of more than three the best three are taken; and the file to write.
+        paths: two to seven photographs, of which at most the best three are used, and the file to write.
         weights: for --method net: what train wrote, or the model that comes along: deghost.
         times: exposure times in seconds in the order of the photographs, as 1/250 or 0.004. By default those of a file exposure.txt beside them (log2
             values or times, in the order of the names; of all pictures there, if it holds more), else those of EXIF, with its aperture and ISO.
-        align: homography: the background; moving things are the network's affair. flow: everything, by Lucas and Kanade's optical flow, which tears
-            what moves far. none: for a tripod.
-        response: how pixel values stand for light. gamma: to the power of 2.2. debevec: as the photographs themselves tell (Debevec and Malik, 1997).
+        align: homography: align the background, and leave moving things to the network. flow: align everything, by Lucas and Kanade's optical flow,
+            which tears what moves far. none: for photographs from a tripod.
+        response: what light pixel values stand for. gamma: their power of 2.2. debevec: found from the photographs themselves (Debevec and Malik, 1997).
         method: net: by a network, without ghosts. debevec: the weighted mean of the radiances. mertens: exposure fusion, a picture and no radiance,
             so that OUT is PNG, TIFF or JPEG.
-        reduce: for --method net: the network sees the exposures shrunk by so much, and its result is carried to full size by a bilateral grid, in a fraction of
-            the time and memory. By default 4 for photographs of more than 8 megapixels, else 1, which is full size.
-        detail: for --method net: the network's radiance is sharpened by the exposures that agree with it; --no-detail: the network alone.
-        tone: how radiance becomes a picture. bilateral: large contrasts compressed, detail as it was (Durand and Dorsey, 2002). mu: log(1 + 5000 H).
+        reduce: for --method net: the network sees the exposures shrunk by this factor, and a bilateral grid carries its result to full size, in a fraction
+            of the time and memory. By default 4 for photographs of more than 8 megapixels, else 1, which is full size.
+        detail: for --method net: sharpen the network's radiance by the exposures that agree with it; --no-detail: the network alone.
+        tone: how radiance becomes a picture. bilateral: large contrasts are compressed, detail stays (Durand and Dorsey, 2002). mu: log(1 + 5000 H).
         picture: the tone-mapped picture, PNG, JPEG, or TIFF of 16 bits; by default OUT.png.
         show_steps: a picture to write of the photographs, their alignment, what moved, the plain mean with its ghosts, and the result.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1. For the network.
@@ -158,7 +158,7 @@ def merge(
 def _sized(
     net: DeghostNet | BilateralDeghost, reduce: int | None, size: tuple[int, int], tell: Callable[[str], None]
 ) -> DeghostNet | BilateralDeghost:
-    """The network for photographs of a size (H, W), and what it does with them told."""
+    """The network for photographs of a size (H, W); tells if it sees them shrunk."""
     if reduce is None and isinstance(net, DeghostNet):
         reduce = _REDUCE if size[0] * size[1] > _LARGE else 1
     net = net if reduce is None else reduced(net, reduce)
@@ -177,7 +177,7 @@ def by_network(
     middle: int,
     done: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
-    """The radiance ``(H, W, 3)`` of a bracket of any size, tile by tile, each of them told when done; one of two exposures has its middle one twice."""
+    """The radiance ``(H, W, 3)`` of a bracket of any size, tile by tile, with a call of ``done`` after each. Of two exposures the middle one is used twice."""
     if len(ldr) == 2:
         ldr, ev = ldr[[0, middle, 1]], ev[[0, middle, 1]]
     height, width = ldr.shape[1:3]
@@ -196,8 +196,8 @@ def by_network(
 
 
 def _tiles(net: Callable[[Tensor, Tensor], Tensor], height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """What a network gives at once: top, left, bottom, right."""
-    # The grid of a BilateralDeghost is fitted to all of the picture.
+    """The tiles that a network computes at once: top, left, bottom, right."""
+    # The grid of a BilateralDeghost is fitted to the whole picture.
     side = max(height, width) if isinstance(net, BilateralDeghost) else _TILE
     corners = itertools.product(range(0, height, side), range(0, width, side))
     return [(top, left, min(top + side, height), min(left + side, width)) for top, left in corners]
@@ -255,7 +255,7 @@ def _linear(aligned: Aligned, bracket: Bracket, method: str) -> np.ndarray:
 def _compare(
     bracket: Bracket, linear: np.ndarray, result: np.ndarray, plain: np.ndarray | None, tell: Callable[[str], None]
 ) -> None:
-    """Tells how near the middle photograph the merged radiance is, and the plain mean of the exposures'."""
+    """Tells how near the merged radiance comes to the middle photograph, and how near the plain mean of the exposures' radiances does."""
     middle, stops = linear[bracket.middle], float(bracket.ev[bracket.middle])
     found = agreement(result, middle, stops)
     if math.isnan(found):

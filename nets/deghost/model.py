@@ -1,4 +1,4 @@
-"""DeghostNet: three exposures of a scene that moves become the radiance of the middle one, by convolutions alone."""
+"""DeghostNet: from three exposures of a scene that moves to the radiance of the middle one, by convolutions alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nets.weights import Network
 VARIANTS = ("resnet", "unet")
 
 _RESIDUAL_BLOCKS = 9
-# Both are as in TensorFlow's "SAME" of an even extent: before and after.
+# By stride, before and after: as TensorFlow's "SAME" pads an even extent.
 _PADDING = {1: (2, 2), 2: (1, 2)}
-# The multiple that the network's own halvings ask for, and the least that its reflected borders do.
+# Sides must be a multiple of the first, for the network's halvings, and at least the second, for its reflected borders.
 _MULTIPLE = {"resnet": 8, "unet": 16}
 _LEAST = {"resnet": 16, "unet": 64}
 
@@ -26,13 +26,13 @@ class DeghostNet(Network):
 
         H = (1 + tanh(decoder(merger(encoder_1 [I_1; H_1], encoder_2 [I_2; H_2], encoder_3 [I_3; H_3])))) / 2,   H_i = I_i^γ / 2^(ev_i - min ev)
 
-    The ``"resnet"`` is the published one layer by layer: convolutions reflect their input's border, more of it below and on the right, and each but the first
-    of an encoder and the last of all is normalised. Of the ``"unet"`` only the outline is published (5x5 layers, 64 to 512 channels, mirrored skips, about
-    66 MB); this one has 16.6 million weights.
+    The ``"resnet"`` is the published network, layer by layer. Its convolutions reflect their input's border, more of it below and on the right; all but the first
+    of each encoder and the very last are normalised. Of the ``"unet"`` only the outline is published (5x5 layers, 64 to 512 channels, mirrored skips, about 66
+    MB); this one has 16.6 million weights.
 
     Args:
         variant: ``"resnet"`` or ``"unet"``.
-        width: channels of the first layer, of which the others have multiples; 64 is the published.
+        width: channels of the first layer, of which the other layers have multiples; 64 as published.
 
     Raises:
         ValueError: another variant, a width that is not a whole number of at least 1.
@@ -70,7 +70,7 @@ class DeghostNet(Network):
 
         Args:
             ldr: ``(N, 3, 3, H, W)`` in [0, 1], the exposures from the shortest to the longest, aligned to the middle one; any H and W.
-            ev: ``(N, 3)``, their exposures in stops; what they have in common does not matter.
+            ev: ``(N, 3)``, their exposures in stops, from any zero.
 
         Returns:
             ``(N, 3, H, W)`` float32 in [0, 1], where 1 is white in the shortest exposure.
@@ -91,7 +91,7 @@ class DeghostNet(Network):
         return radiance[..., :height, :width]
 
     def _padded(self, x: Tensor) -> Tensor:
-        """Its last row and column repeated until each extent is one that the network halves exactly."""
+        """The image, its last row and column repeated until both sides are ones that the network halves exactly."""
         multiple, least = _MULTIPLE[self.config["variant"]], _LEAST[self.config["variant"]]
         height, width = x.shape[-2:]
         # Written as multiples, so that an export with any height and width sees that they are.
@@ -101,7 +101,7 @@ class DeghostNet(Network):
 
 
 class _Encoder(nn.Module):
-    """One exposure, down to a half and a quarter of its size."""
+    """Takes one exposure down to a half and a quarter of its size."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _Encoder(nn.Module):
 
 
 class _ResidualMerger(nn.Module):
-    """Nine residual blocks at an eighth of the size, and their input beside their output."""
+    """Nine residual blocks at an eighth of the size; gives their output and their input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _ResidualMerger(nn.Module):
 
 
 class _DeeperMerger(nn.Module):
-    """One layer more down and up again, and its input beside its output."""
+    """One more layer down and up again; gives its output and its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _DeeperMerger(nn.Module):
 
 
 class _Residual(nn.Module):
-    """``x = ReLU(in); out = x + norm(conv(ReLU(norm(conv(x)))))``: what is carried past is rectified too, as published."""
+    """``x = ReLU(in); out = x + norm(conv(ReLU(norm(conv(x)))))``: the skip connection is rectified too, as published."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class _Up(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        # One less at each side, and the last row and column left out below: the transpose of a convolution padded by (1, 2).
+        # With padding 1, and without the last row and column, it is the transpose of a convolution padded by (1, 2).
         self.conv = nn.ConvTranspose2d(inputs, outputs, 5, 2, padding=1)
         self.norm = nn.BatchNorm2d(outputs)
 

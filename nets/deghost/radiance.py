@@ -1,4 +1,4 @@
-"""From exposures to radiance and from radiance to what the eye sees of it: the one place for gamma, the μ-law and the loss."""
+"""From exposures to radiance, and from radiance to what the eye sees of it: gamma, the μ-law and the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def linearised(ldr: Tensor, ev: Tensor) -> Tensor:
-    """Radiance by each exposure alone::
+    """The radiance that each exposure shows by itself::
 
         H_i = I_i^γ / 2^(ev_i - min ev)
 
@@ -34,7 +34,7 @@ def linearised(ldr: Tensor, ev: Tensor) -> Tensor:
 
 
 def compressed(radiance: Array) -> Array:
-    """The μ-law, ``T(H) = log(1 + μH) / log(1 + μ)``: radiance in [0, 1] as differences in it are seen; what is negative counts as 0."""
+    """The μ-law, ``T(H) = log(1 + μH) / log(1 + μ)``, of radiance in [0, 1]: equal differences of T look about equal. Negative values count as 0."""
     if isinstance(radiance, np.ndarray):
         return np.log1p(MU * np.maximum(radiance, 0)) / math.log1p(MU)
     return torch.log1p(MU * radiance.clamp(min=0)) / math.log1p(MU)
@@ -46,5 +46,5 @@ def expanded(seen: Tensor) -> Tensor:
 
 
 def loss(result: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of T of result and T of truth: a quarter of the published, which is of values in [-1, 1]; ``-10 log10`` of it is PSNR-μ."""
+    """The mean squared error of T(result) against T(truth). ``-10 log10`` of it is PSNR-μ. The published loss, of values in [-1, 1], is four times that."""
     return (compressed(result) - compressed(truth)).square().mean()

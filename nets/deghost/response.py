@@ -1,4 +1,4 @@
-"""The camera's response: what light each pixel value stands for, and photographs encoded again by a plain gamma, as the merges expect them."""
+"""The camera's response: finds what light each pixel value stands for, and encodes photographs anew by a plain gamma, as the merges expect them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from bilagrid.commands import Refusal
 from nets.deghost.radiance import GAMMA
 
-_SAMPLES = 16  # a side of the square of pixels that a curve is found from
+_SAMPLES = 16  # a curve is found from the square of that many pixels
 _CANDIDATES = 40_000
-_BINS = 16  # of brightness, from which the pixels are drawn evenly
+_BINS = 16  # of brightness, from which pixels are drawn evenly
 _SMOOTHNESS = 100.0
-_ROUNDS = 3  # of finding the curve, and leaving out the pixels that disagree with it
+_ROUNDS = 3  # of finding the curve and leaving out the pixels that disagree with it
 _FEWEST = 30
-# The values that go on with the gamma of others, and these.
+# The values at either end that are extrapolated, and those whose gamma they continue.
 _DARK = slice(0, 16), slice(16, 48)
 _BRIGHT = slice(232, 256), slice(200, 232)
 
@@ -22,7 +22,7 @@ _BRIGHT = slice(232, 256), slice(200, 232)
 def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """The inverse response by which the exposures agree best, where they show the same thing.
 
-    One for the three channels, as cameras have it, so that what is gray stays gray. Pixels are drawn evenly over the brightness, from flat places that
+    There is one for all three channels, as cameras have it, so that what is gray stays gray. Pixels are drawn evenly over the brightness, from flat places that
     only grow brighter with exposure. Moving things are left out: by the curve found so far they disagree more than the others.
 
     Args:
@@ -55,7 +55,7 @@ def calibrate(ldr: np.ndarray, ev: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def linearised(ldr: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """Photographs ``(..., 3)`` in [0, 1] encoded by gamma 2.2, whatever the camera did: the curve's light to the power of 1 / 2.2."""
+    """Photographs ``(..., 3)`` in [0, 1] encoded anew by gamma 2.2: the light of the curve to the power of 1 / 2.2."""
     return np.interp(ldr, np.linspace(0, 1, 256), curve ** (1 / GAMMA)).astype(np.float32)
 
 
@@ -75,7 +75,7 @@ def _still(ldr: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _disagreement(pixels: np.ndarray, ev: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """How many decades apart the exposures see each pixel, by the curve and in green, where both see it well."""
+    """By how many decades exposures disagree on the light of each pixel, in green, by the curve, where two in a row see it well."""
     green = pixels[..., 1]
     light = np.log10(np.maximum(np.interp(green, np.arange(256), curve), 1e-6)) - np.log10(2) * ev[:, None]
     well = (green > 8) & (green < 247)
@@ -102,7 +102,7 @@ def _fit(pixels: np.ndarray, times: np.ndarray) -> np.ndarray:
     curves = cv2.createCalibrateDebevec(_SAMPLES**2, _SMOOTHNESS, False).process([*square], times)[:, 0]
     log = np.log(np.maximum(curves.astype(np.float64), 1e-12)).mean(1)
     values = np.log(np.maximum(np.arange(256), 0.5))
-    # The ends, which few pixels tell of and with little weight, go on with the gamma of what is next to them.
+    # Few pixels tell of the ends, and with little weight: these continue the gamma of what is next to them.
     for end, inner in (_DARK, _BRIGHT):
         slope, offset = np.polyfit(values[inner], log[inner], 1)
         log[end] = slope * values[end] + offset

@@ -19,7 +19,7 @@ from nets.deghost.radiance import compressed, loss
 from nets.deghost.shipped import load
 from nets.training import Schedule
 
-# As published, but for its length: 200 000 steps of 16 patches are about 20 times all patches of Kalantari's 74 scenes.
+# As published, but for the length: 200 000 steps of 16 patches go about 20 times over all patches of Kalantari's 74 scenes.
 _PUBLISHED = Schedule(steps=200_000, batch=16, lr=2e-4, weight_decay=0.0, workers=8)
 _BETAS = (0.5, 0.999)
 
@@ -40,7 +40,8 @@ def train(
     """Learn to merge three exposures of scenes that move.
 
     DATA are folders of scenes as published by Kalantari and Ramamoorthi, Wu et al., Tel et al. (SCTNet) or NTIRE 2021; or, with --generate, photographs and
-    folders of them, of which moving brackets are made on the fly. RUN is a folder for model.safetensors, the checkpoint and the log (tensorboard --logdir RUN).
+    folders of them, from which moving brackets are generated on the fly. RUN is a folder for model.safetensors, the checkpoint and the log (tensorboard
+    --logdir RUN).
 
     To try:
 
@@ -60,22 +61,22 @@ def train(
         a network that has learned at full size learns to be carried there
 
     python -m nets.deghost train Training run --resume
-        goes on after Ctrl-C, to the same weights as if nothing had been
+        goes on after Ctrl-C, to the same weights as without it
 
     torchrun --nproc-per-node 4 -m nets.deghost train Training run
         on four GPUs; the batch is that of all together
 
     Args:
         paths: scenes or photographs, and the folder of the run.
-        generate: make brackets of photographs.
+        generate: generate brackets from photographs.
         variant: resnet, the better one, or unet.
         width: channels of the first layer; the published network has 64.
-        reduce: shrink exposures by this before the network, and carry its result to full size by affine maps in a bilateral grid; python -m perf.deghost
-            tells what that saves and loses.
-        start: weights to go on from, what train wrote or the model that comes along: deghost; variant and width are then theirs. With
-            --reduce, one that was trained without will do.
+        reduce: shrink exposures by this factor for the network, and carry its result to full size by affine maps in a bilateral grid; python -m
+            perf.deghost tells what that saves and loses.
+        start: weights to go on from: what train wrote, or the model that comes along, deghost; variant and width are then theirs. For --reduce, weights
+            trained without it will do.
         crop: side of the patches, in pixels; smaller where a scene is smaller.
-        align: how exposures of scenes are brought to the place of the middle one, as merge does; those that are made of photographs lie there but for a rest.
+        align: how exposures of scenes are aligned to the middle one, as in merge; generated ones are aligned already, but for a small rest.
         resume: go on with the run in RUN.
     """
     if len(paths) < 2:

@@ -25,10 +25,10 @@ _KEPT_BYTES = 2**30
 
 
 class Pairs:
-    """Folders ``input`` and ``output`` whose files have the same names, their suffixes aside; each pair of one size.
+    """Folders ``input`` and ``output`` with files of the same names, suffixes aside. The two pictures of a pair have one size.
 
     Raises:
-        Refusal: files without a partner, partners of two sizes, files that are not pictures.
+        Refusal: files without a partner, partners of different sizes, files that are not pictures.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Pairs:
         return len(self.names)
 
     def pair(self, k: int, variant: int = 0) -> Pair:
-        """Pair k, before and after; there is but one variant of it."""
+        """Pair k, before and after; it has only one variant."""
         return self._read(k)
 
     def _load(self, k: int) -> Pair:
@@ -67,10 +67,10 @@ class Pairs:
 
 
 class Photographs:
-    """Photographs, files and folders, and an operator that is applied to each as a whole.
+    """Photographs, from files and folders, and an operator that is applied to each as a whole.
 
-    Of each there are ``variants``: the first is the photograph itself, the others differ in exposure, gamma and white balance before the operator, so that
-    few photographs teach more.
+    Each has a number of ``variants``. The first is the photograph itself; the others are changed in exposure, gamma and white balance before the operator, so
+    that few photographs teach more.
     """
 
     def __init__(self, sources: Sequence[Path], operator: Operator, variants: int = 1) -> None:
@@ -143,5 +143,5 @@ def colour(path: Path) -> np.ndarray:
 
 
 def _kept(sizes: Sequence[tuple[int, int]]) -> int:
-    """How many pairs of 16 bits fit in the memory for them."""
+    """How many pairs of 16 bits fit in the memory that is kept for them."""
     return max(2, _KEPT_BYTES // max(12 * height * width for height, width in sizes))

@@ -19,14 +19,14 @@ from nets.hdrnet.evaluate import fitted, global_affine, measure
 from nets.hdrnet.train import Look, OperatorName, source_of
 from nets.tables import render
 
-# The longer side that larger pictures are shrunk to: what a grid of so many cells misses depends on the pixels in a cell.
+# Larger pictures are shrunk to this longer side: what a grid misses depends on how many pixels a cell has.
 _SIDE = 640
 
-# Between the oracle's mean for operators that HDRNets learned (tone 51, shadows 55, contrast 45, CLAHE 42 dB), and for haze added (34) or taken away (36),
-# colours for gray pictures (34), sharpening (27) and mattes (17), on photographs of this size.
+# A bound between the oracle's mean PSNR for operators that HDRNets learned (tone 51, shadows 55, contrast 45, CLAHE 42 dB) and that for haze added (34) or taken
+# away (36), colours for gray pictures (34), sharpening (27) and mattes (17), on photographs of this size.
 _WITHIN_REACH = 38.0
 
-# Mean difference of the channels from their own mean, below which a picture is gray, and above which it is not.
+# The mean difference of the channels from their own mean below which a picture is gray, and above which it is colourful.
 _GRAY, _COLOURFUL = 0.005, 0.02
 
 
@@ -41,10 +41,11 @@ def diagnose(
 ) -> None:
     """Tell from pairs alone whether an HDRNet can learn what was done to them.
 
-    An HDRNet maps colours affinely, by a map that varies smoothly over the picture and with brightness. For each pair the best such maps are fitted to the
-    pair itself (oracle): what they miss, no training can find. Haze, matting and colorisation are out of reach; curves, relighting and local contrast are not.
+    An HDRNet maps colours affinely, by a map that varies smoothly over the picture and with brightness. Here the best such maps are fitted to each pair
+    itself (oracle): what they miss, no training can find. Haze, matting and colorisation are out of reach; curves, relighting and local contrast are not.
 
-    Prints PSNR and SSIM of each picture, shrunk to 640 pixels, untouched (identity), under its best affine map of colours (affine) and under its own grid (oracle), and a verdict.
+    Prints a verdict, and PSNR and SSIM of each picture, shrunk to 640 pixels: untouched (identity), under its best affine map of colours (affine) and under
+    its own grid (oracle).
 
     To try:
 
@@ -78,7 +79,7 @@ def diagnose(
 
 
 class _Shrunk:
-    """A source whose larger pictures are shrunk to `_SIDE`, by the mean of the pixels that meet in one."""
+    """A source whose larger pictures are shrunk to `_SIDE`, by averaging over areas."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.names = source, source.names
@@ -102,7 +103,7 @@ def _shrunk(values: np.ndarray) -> np.ndarray:
 
 
 def verdict(oracle: float, affine: float, invented: int) -> list[str]:
-    """What the mean PSNR of the oracle and of the affine map say, with how many gray pictures became colourful: lines to print, the first the verdict."""
+    """What the mean PSNR of the oracle and of the affine map say, and the number of gray pictures that became colourful: lines to print, the verdict first."""
     if invented:
         return [
             "Out of reach: this is colorisation.",

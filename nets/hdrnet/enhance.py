@@ -1,4 +1,4 @@
-"""``python -m nets.hdrnet enhance``, and the picture-sized application of a network that it and the others use."""
+"""``python -m nets.hdrnet enhance``, and the application of a network to a whole picture, which other commands use too."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.luma import LUMA
 
-# Pixels that are computed at once: enough to keep the processor busy, and little beside a photograph.
+# Pixels that are computed at once: enough to keep the processor busy, and few beside a photograph's.
 _STRIP = 2**20
 
-# Rows by which a strip of a pyramid reaches beyond what it gives (`HDRNet.render`).
+# Rows beyond a strip that the pyramid variant needs to compute it (`HDRNet.render`).
 _HALO = 8
 
 
@@ -35,8 +35,8 @@ def enhance(
 ) -> None:
     """Apply a learned look to photographs of any size.
 
-    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float from 0 to 1. Depth, alpha, colour profile and EXIF are kept, and a picture that EXIF says is rotated is
-    stored upright. Of gray pictures the luma of the result is kept. Large pictures are computed strip by strip.
+    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float from 0 to 1. Depth, alpha, colour profile and EXIF are kept, and a picture that EXIF
+    says is rotated is stored upright. A gray picture gets the luma of its result. Large pictures are computed strip by strip.
 
     To try:
 
@@ -89,10 +89,10 @@ def enhance(
 
 
 def apply(net: HDRNet, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The network's result for a whole picture ``(H, W, 1 or 3)`` of any depth, at the depth ``dtype``, computed in strips.
+    """The network's result for a whole picture ``(H, W, 1 or 3)`` of any depth, at the depth ``dtype``.
 
-    The small copy is made channel by channel and the result strip by strip, so that beside both pictures, at their own depths, little memory is needed;
-    no pixel depends on where strips begin.
+    The small copy is made channel by channel and the result strip by strip, so that little memory is needed beside the two pictures at their own depths. No
+    pixel depends on where strips begin.
     """
     height, width, channels = values.shape
     device = next(net.parameters()).device

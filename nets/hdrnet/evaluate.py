@@ -1,4 +1,4 @@
-"""``python -m nets.hdrnet eval``: a model beside what it has to beat and what bounds it."""
+"""``python -m nets.hdrnet eval``: a model beside what it has to beat, and beside the best that a grid could do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nets.hdrnet.shipped import load
 from nets.hdrnet.train import Look, OperatorName, source_of
 from nets.tables import Row, as_csv, render, with_means
 
-# The columns of the table: from a picture before and after, what each makes of it.
+# What fills a column of the table: it makes a result from a picture before and after.
 Maker = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -99,7 +99,7 @@ class Measured(Protocol):
 def measure(
     source: Measured, makers: dict[str, Maker], *, show: str | None = None
 ) -> tuple[list[Row], list[list[tuple[str, np.ndarray]]]]:
-    """A row of figures for each picture, ``psnr <maker>`` and ``ssim <maker>``, with the mean as the last; and the pictures themselves where one is to show."""
+    """Rows of figures, ``psnr <maker>`` and ``ssim <maker>``, for each picture and then their mean; and rows of pictures if the maker ``show`` is named."""
     rows: list[Row] = []
     shown = []
     for k in tqdm(range(len(source)), unit="picture", disable=None):
@@ -116,7 +116,7 @@ def measure(
 
 
 def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The best single 3x4 map of colours for a pair, by least squares, applied."""
+    """The picture under the best single 3x4 map of colours for its pair, by least squares."""
     flat = before.reshape(-1, 3).astype(np.float64)
     terms = np.concatenate([flat, np.ones((len(flat), 1))], 1)
     gram, right = terms.T @ terms, terms.T @ after.reshape(-1, 3)
@@ -124,7 +124,7 @@ def global_affine(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def oracle(net: HDRNet, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The grid of the network's shape that fits the pair best at the network's own guide, sliced and applied."""
+    """The picture under the grid, of the network's shape and with its guide, that fits its pair best."""
     device = next(net.parameters()).device
     image, target = tensor(before, device), tensor(after, device)
     with torch.inference_mode():
@@ -134,7 +134,7 @@ def oracle(net: HDRNet, before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def fitted(
     image: torch.Tensor, target: torch.Tensor, guide: torch.Tensor | None, config: dict[str, int]
 ) -> torch.Tensor:
-    """A pair's own grid, of a network's shape, applied to its image."""
+    """The image under the grid of a network's shape that is fitted to its own pair."""
     size = (config["luma_bins"], config["spatial_bins"], config["spatial_bins"])
     grid = bilagrid.fit(image, target, guide, size=size, method="global")
     return bilagrid.slice_apply(grid, guide, image)

@@ -1,4 +1,4 @@
-"""``python -m nets.hdrnet export``: the network in ONNX, its slicing a 5-D GridSample, for programs without PyTorch."""
+"""``python -m nets.hdrnet export``: the network as ONNX, with a 5-D GridSample for slicing, for programs without PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nets.hdrnet.model import HDRNet
 from nets.hdrnet.shipped import load
 from nets.luma import LUMA
 
-# The first with a GridSample of volumes.
+# The first opset with a GridSample of volumes.
 _OPSET = 20
 
 # How far onnxruntime may be from torch, at the sizes of image that are tried.
@@ -100,7 +100,7 @@ def deviation(net: HDRNet, data: bytes) -> float:
 
 
 class _Plain(nn.Module):
-    """The network in torch's own operators: what a kernel fuses is spelled out."""
+    """The network in torch's own operators, without our fused kernels."""
 
     def __init__(self, net: HDRNet) -> None:
         super().__init__()

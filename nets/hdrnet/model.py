@@ -28,10 +28,10 @@ class HDRNet(Network):
         luma_bins: depth D of the grid.
         spatial_bins: rows and columns of the grid: a power of two, at least 4.
         input_size: side of the small copy that the network looks at: a power of two times ``spatial_bins``.
-        batch_norm: whether layers are normalised, all but S1, L2, G5 and A. The published models are not.
+        batch_norm: whether the layers but S1, L2, G5 and A are normalised. The published models have no normalisation.
         in_channels, out_channels: of the image and of the result; the map of a pixel is ``out_channels x (in_channels + 1)``.
         guide: ``"curves"`` (16 knots a channel), ``"pointwise"`` (a network of 1x1 convolutions) or ``"luma"``.
-        levels: 1, or 3 for the Gaussian-pyramid variant: a guide and a grid for each level, whose results are summed while upsampling.
+        levels: 1, or 3 for the Gaussian-pyramid variant: a guide and a grid for each level, whose results are summed as they are upsampled.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -123,7 +123,7 @@ class HDRNet(Network):
     def coefficients(self, low: Tensor) -> Tensor:
         """The grid of affine maps that the network predicts from a `shrink` image: ``(N, levels * C, D, Gh, Gw)``, as `bilagrid.slice_apply` takes it.
 
-        It holds for the image in any size and for all its tiles; a video may compute it for some frames only.
+        It serves the image at any size, and all of its tiles; for a video it may be computed for some frames only.
         """
         config = self.config
         side = config["input_size"]
@@ -147,11 +147,11 @@ class HDRNet(Network):
         Args:
             image: ``(N, in_channels, H, W)`` in [0, 1], whole or a tile.
             grid: what `coefficients` gave.
-            lattice: for a tile, ``Lattice.cell_centered(grid.shape[2:], (H, W)).crop(top, left)`` with the whole image's H and W. With levels, ``top`` and
-                ``left`` are multiples of 4, and a tile's border of 8 pixels differs from the whole where the whole goes on.
+            lattice: for a tile, ``Lattice.cell_centered(grid.shape[2:], (H, W)).crop(top, left)`` with the whole image's H and W. With 3 levels, ``top`` and
+                ``left`` must be multiples of 4, and 8 pixels along a tile's inner borders differ from those of the whole image.
 
         Returns:
-            ``(N, out_channels, H, W)`` in the image's dtype; the guide is computed outside of autocast, whose half types would move pixels between cells.
+            ``(N, out_channels, H, W)`` in the image's dtype. Guides are computed without autocast, whose half types would move pixels between cells.
         """
         if lattice is None:
             lattice = bilagrid.Lattice.cell_centered(tuple(grid.shape[2:]), (image.shape[2], image.shape[3]))  # type: ignore[arg-type]
@@ -164,9 +164,9 @@ class HDRNet(Network):
         levels = self.config["levels"]
         images = [image]
         for _ in range(levels - 1):
-            # Of an odd side the last pixel counts twice, and so as itself. What ceil_mode asks of sizes keeps torch.export from taking any.
+            # The last pixel of an odd side is repeated, so that its mean is itself. Not by ceil_mode, which keeps torch.export from taking any size.
             images.append(F.avg_pool2d(F.pad(images[-1], (0, 1, 0, 1), mode="replicate"), 2))
-        # The published network's first set of coefficients is that of the coarsest level.
+        # As published, the first set of coefficients is that of the coarsest level.
         grids = grid.chunk(levels, 1)
         out: Tensor | None = None
         for level, coefficients in zip(reversed(range(levels)), grids, strict=True):
@@ -181,7 +181,7 @@ class HDRNet(Network):
         return out
 
     def _initialise(self) -> None:
-        """He's initialisation and zero biases; the head says little at first, so that its bias, the identity, decides."""
+        """He's initialisation and zero biases. The head's weights are small, so that at first its bias, the identity, decides."""
         config = self.config
         for module in [*self.splat.modules(), *self.local.modules(), *self.global_.modules(), self.head]:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -204,7 +204,7 @@ class _FlattenRowsFirst(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, *, batch_norm: bool) -> nn.Sequential:
-    """3x3, ReLU; with stride 2 padded below and on the right only, as TensorFlow pads."""
+    """A 3x3 convolution and ReLU; with stride 2 it is padded below and on the right only, as TensorFlow pads."""
     layers = OrderedDict[str, nn.Module]()
     if stride == 2:
         layers["pad"] = nn.ZeroPad2d((0, 1, 0, 1))
@@ -225,9 +225,9 @@ def _linear(inputs: int, outputs: int, *, batch_norm: bool, activate: bool) -> n
 
 
 def _doubled(image: Tensor, like: Tensor) -> Tensor:
-    """The image at twice its size, bilinearly, as far as ``like`` reaches: of one plane it is a grid, and what guides its slicing does not matter."""
+    """The image at twice its size, bilinearly, as far as ``like`` reaches: an image is a grid of one plane, and what guides its slicing does not matter."""
     reach = like.shape[2], like.shape[3]
-    # Half a node a pixel, from a quarter before the first on. Given by both sizes, torch.export would have to compare them.
+    # Half a node per pixel, from a quarter of a node before the first on. From the two sizes instead, torch.export would have to compare them.
     steps = 1.0, 0.5, 0.5, 0.0, -0.25, -0.25
     plane = bilagrid.Lattice("sigma", (1, image.shape[2], image.shape[3]), reach, (0, 0), steps, reach)
     return bilagrid.slice(image.unsqueeze(2), like[:, 0].detach(), lattice=plane)

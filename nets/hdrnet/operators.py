@@ -1,4 +1,4 @@
-"""Photographic operators to learn: what a slow program does to a whole photograph, by name."""
+"""Photographic operators for a network to learn, by name: what a slow program does to a whole photograph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clahe(pixels: np.ndarray) -> np.ndarray:
 
 
 def contrast(pixels: np.ndarray) -> np.ndarray:
-    """Local contrast: detail of luma, what a bilateral filter takes away, is tripled, and the range of what it leaves is narrowed by a quarter."""
+    """Local contrast: the detail of luma, which a bilateral filter removes, is tripled, and the range of what remains is narrowed by a quarter."""
     gray = _luma(pixels)
     base = _base(gray)
     changed = 0.5 + 0.75 * (base - 0.5) + 3.0 * (gray - base)
@@ -39,7 +39,7 @@ def contrast(pixels: np.ndarray) -> np.ndarray:
 
 
 def shadows(pixels: np.ndarray) -> np.ndarray:
-    """Shadows lifted and lights held back by a gain for each place: that which takes the base, a bilateral filter's luma, to its 0.6th power times 0.85."""
+    """Shadows lifted and lights held back: each pixel gets the gain that takes its base, luma under a bilateral filter, to 0.85 times its 0.6th power."""
     base = np.clip(_base(_luma(pixels)), 0.02, 1)
     return np.clip(pixels * (0.85 * base**-0.4), 0, 1).astype(np.float32)
 
@@ -48,7 +48,7 @@ OPERATORS: dict[str, Operator] = {"tone": tone, "clahe": clahe, "contrast": cont
 
 
 def look(before: np.ndarray, after: np.ndarray) -> Operator:
-    """What one pair of pictures does to colours, wherever they lie: an affine map for each of eight brightnesses, fitted to the pair."""
+    """What a pair of pictures does to colours, regardless of their place: an affine map for each of eight brightnesses, fitted to the pair."""
     image, target = tensor(before), tensor(after)
     grid = bilagrid.fit(image, target, size=(8, 1, 1), method="global")
 

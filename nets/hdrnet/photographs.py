@@ -11,7 +11,7 @@ import tyro
 
 from bilagrid.commands import Refusal, count
 
-# Package, its folder of pictures, and their names; what a network is measured on is never trained on.
+# Packages, their folders of pictures, and the names of these. No network is measured on what it was trained on.
 TRAIN = (
     ("skimage", "data", ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coins.png", "grass.png", "gravel.png")),
     ("skimage", "data", ("hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg")),

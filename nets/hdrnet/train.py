@@ -41,8 +41,8 @@ def train(
 ) -> None:
     """Learn a photographic look from pictures before and after it.
 
-    DATA is a folder with the folders input and output, which hold the same names; or, with --operator or --look, photographs and folders of them, to which
-    the operator is applied on the fly. RUN is a folder for model.safetensors, the checkpoint and the log (tensorboard --logdir RUN).
+    DATA is a folder with the folders input and output, whose files have the same names; or, with --operator or --look, photographs and folders of them, to
+    which the operator is applied on the fly. RUN is a folder for model.safetensors, the checkpoint and the log (tensorboard --logdir RUN).
 
     To try:
 
@@ -56,7 +56,7 @@ def train(
         learns the colours of one retouched picture
 
     python -m nets.hdrnet train pairs run --resume
-        goes on after Ctrl-C, to the same weights as if nothing had been
+        goes on after Ctrl-C, to the same weights as without it
 
     torchrun --nproc-per-node 4 -m nets.hdrnet train pairs run --batch 16
         on four GPUs; the batch is that of all together
@@ -66,7 +66,7 @@ def train(
         operator: tone: an S-curve with saturation; clahe: histogram equalisation of luma; contrast: local contrast by
             the bilateral filter; shadows: dark places lifted and light ones held back.
         learn_look: a picture before and after: its look is what is learned.
-        variants: with --operator or --look: exposures and white balances in which each photograph is seen.
+        variants: with --operator or --look: in how many exposures and white balances each photograph is seen.
         crop: side of the crops, in pixels at full resolution; smaller where a picture is smaller.
         channel_multiplier: width of the network, relative to the published one.
         luma_bins: depth of the grid.
