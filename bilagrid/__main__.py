@@ -44,8 +44,8 @@ def filter_(
 ) -> None:
     """Smooth photographs within their edges (bilateral filter).
 
-    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float: TIFF, OpenEXR and Radiance HDR. Depth, alpha, colour profile and EXIF are kept, and a picture
-    that EXIF says is rotated is stored upright. JPEG holds 8 bits and no alpha.
+    Files are PNG, TIFF or JPEG, 8 or 16 bits, gray or colour, or float: TIFF, OpenEXR and Radiance HDR. Depth, alpha, colour profile and EXIF are kept,
+    and a picture that EXIF says is rotated is stored upright. JPEG holds 8 bits and no alpha.
 
     To try:
 
@@ -57,14 +57,14 @@ def filter_(
     python -m bilagrid filter *.png folder --sigma-color 0.05
 
     python -m bilagrid filter noflash.png out.png --guide flash.png
-        the cross filter: edges are those of the guide
+        the cross filter: the edges are those of the guide
 
     Args:
         paths: one file and the file to write, or files or a folder and the folder to write to. Nothing: a photograph that comes with scikit-image.
         sigma_space: how far smoothing reaches: standard deviation in pixels, above 0. 4 removes fine grain, 16 texture; larger is faster.
         sigma_color: which steps count as edges: standard deviation in brightness, where black is 0 and white 1, above 0. 0.05 keeps faint edges, 0.1 is
             usual, 0.3 blurs most of them.
-        guide: a picture of the same size whose edges are kept in place of the input's own.
+        guide: a picture of the same size, whose edges are kept in place of the input's own.
         overwrite: replace files that exist. The input itself is never replaced.
         skip_existing: leave files that exist as they are and do the rest.
     """
@@ -99,10 +99,10 @@ def upsample(
     sigma_color: _Sigma = None,
     overwrite: bool = False,
 ) -> None:
-    """Bring the result of an edit, made on a small copy, to the size of the original.
+    """Do to a photograph what an edit did to a small copy of it.
 
-    Shrink HIGH to LOW_IN, edit that into LOW_OUT by any slow means, and get at OUT the edit at full size, with the detail and the edges of HIGH. OUT has
-    the depth and metadata of LOW_OUT and the alpha of HIGH, if it has one.
+    Shrink HIGH to LOW_IN and edit that into LOW_OUT, by any slow means. OUT is the edit at full size, with the detail and the edges of HIGH. It has the
+    depth and metadata of LOW_OUT, and the alpha of HIGH if that has one.
 
     To try:
 
@@ -112,18 +112,18 @@ def upsample(
         nearer to the edit, and slower
 
     python -m bilagrid upsample photo.png small.png small_mask.png mask.png --method jbu --sigma-space 1
-        for what is no edit of colours, such as a mask or depth
+        for what is not an edit of colours, such as a mask or depth
 
     Args:
         high: the original at full size.
         low_in: a smaller copy of it, of the same proportions.
-        low_out: what became of LOW_IN, of the same size as LOW_IN.
+        low_out: the edited LOW_IN, of the same size.
         out: the file to write.
-        method: bgu: bilateral guided upsampling (Chen et al., 2016), which learns what the edit does to colours and does it to those of HIGH. jbu: joint
+        method: bgu: bilateral guided upsampling (Chen et al., 2016), which learns what the edit does to colours and does that to those of HIGH. jbu: joint
             bilateral upsampling (Kopf et al., 2007), which mixes pixels of LOW_OUT.
-        fit: of bgu alone. fast: each cell of the grid by itself, the default. global: all cells at once.
-        sigma_space: of jbu alone: standard deviation in pixels of the small pictures, above 0; 0.5 to 2 are usual, the default is 1.
-        sigma_color: of jbu alone: standard deviation in brightness, where black is 0 and white 1, above 0; the default is 0.1.
+        fit: for bgu. fast: each cell of the grid by itself, the default. global: all cells at once, nearer to the edit and slower.
+        sigma_space: for jbu: standard deviation in pixels of the small pictures, above 0; 0.5 to 2 are usual, the default is 1.
+        sigma_color: for jbu: standard deviation in brightness, where black is 0 and white 1, above 0; the default is 0.1.
         overwrite: replace OUT if it exists. The inputs are never replaced.
     """
     for other, name, value in (
@@ -181,27 +181,27 @@ def tonemap(
     overwrite: bool = False,
     skip_existing: bool = False,
 ) -> None:
-    """Make pictures of scenes of high dynamic range: their light is evened out, their detail is kept (Durand and Dorsey, 2002).
+    """Make pictures of scenes of high dynamic range: large contrasts are compressed, detail is kept (Durand and Dorsey, 2002).
 
-    Files to read hold linear radiance: Radiance HDR, OpenEXR or float TIFF. Those to write are PNG or JPEG, 8 bits, or TIFF, 16 bits. Alpha and EXIF
-    are kept. Values below 0, as renderers leave them, are taken as 0.
+    The files to read hold linear radiance: Radiance HDR, OpenEXR or float TIFF. Those to write are PNG or JPEG of 8 bits, or TIFF of 16 bits. Alpha and
+    EXIF are kept. Values below 0, which some renderers leave, are taken as 0.
 
     To try:
 
     python -m bilagrid tonemap scene.hdr picture.png
 
     python -m bilagrid tonemap scene.exr picture.jpg --contrast 20
-        keeps more of the scene's own contrast, for scenes that are not so extreme
+        keeps more of the scene's own contrast, for scenes that are less extreme
 
     python -m bilagrid tonemap *.exr folder
         writes folder/*.png
 
     Args:
         paths: one file and the file to write, or files or a folder and the folder to write PNG to.
-        contrast: how many times brighter than its darkest the brightest large part of the scene may be, in linear light, at least 1. 5 is as published
-            and flat, 20 to 50 look more natural.
+        contrast: how many times as bright as its darkest large part the brightest one may be, in linear light, at least 1. 5 is as published and flat,
+            20 to 50 look more natural.
         sigma_space: which parts count as large: standard deviation in pixels, above 0. By default 2 % of the longer side.
-        sigma_color: which steps of light are edges: standard deviation in decades (powers of ten), above 0. 0.4 is as published; less has
+        sigma_color: which steps of light are edges: standard deviation in decades (powers of ten), above 0. 0.4 is as published; a smaller one has
             fewer halos and flattens more of the detail.
         gamma: encoding of the picture, above 0: 2.2 for screens.
         overwrite: replace files that exist. The input itself is never replaced.
@@ -238,7 +238,7 @@ def tonemap(
     commands.work(jobs, todo, develop, single=len(jobs) == 1 and not paths[0].is_dir())
 
 
-# A command is one line here; its arguments and help are its function's.
+# The commands by name; the arguments and help of each are its function's.
 _COMMANDS: dict[str, Callable[..., None]] = {
     "filter": filter_,
     "upsample": upsample,

@@ -58,7 +58,7 @@ def starting() -> str:
 
 
 def end_on_interrupt() -> None:
-    """Ctrl-C ends the process at once, for as long as modules are imported: an exception would be lost there, some is C++, some catches everything."""
+    """Makes Ctrl-C end the process at once, while modules are imported: code that runs then may be C++ or catch everything, and an exception would be lost."""
     on_interrupt(lambda *_: os._exit(interrupted()))
 
 
@@ -94,7 +94,7 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
     import tyro
 
     for command in commands.values():
-        # tyro would break what it says of an argument where the source does.
+        # Joined, or tyro would break an argument's help where the source does.
         command.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
 
     def one() -> None:
@@ -108,7 +108,7 @@ def run(prog: str, description: str, commands: dict[str, Callable[..., None]], a
 def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
     """Does a command's work and returns the exit code: its own, or 0 done, 2 refused, 130 interrupted; what ends it is told in one line, after its name."""
     on_interrupt(signal.default_int_handler)
-    # A sign that the terminal's encoding lacks, in a name or a table, must not end the work.
+    # A character that the terminal's encoding lacks, in a name or a table, must not end the work.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -134,9 +134,10 @@ def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
 def jobs(
     sources: Sequence[Path], out: Path, suffixes: Sequence[str], targets: Sequence[str] | None = None
 ) -> list[Job]:
-    """Pairs of file to read and file to write: one file and its target, or files and folders and the folder that takes the results.
+    """Pairs of file to read and file to write: from one file and its target, or from files and folders and a folder for the results.
 
-    Files to read have one of the ``suffixes``; so have those to write, under the same names, unless ``targets`` gives others, of which the first is taken.
+    Files to read have one of the ``suffixes``. Those to write have too, and the same names in a folder, unless ``targets`` gives other suffixes; then files in a
+    folder get the first of these.
     """
     written = suffixes if targets is None else targets
     files: list[Path] = []
@@ -175,7 +176,7 @@ def pictures_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def check_file(out: Path, suffixes: Sequence[str]) -> None:
-    """Refuses a file to write whose format is unknown or whose folder is missing or closed, or that is no file."""
+    """Refuses a file to write of an unknown format, in a folder that is missing or may not be written to, or where something that is no file exists."""
     if out.suffix.lower() not in suffixes:
         raise Refusal(f"{out}: unknown output format '{out.suffix}', expected one of {' '.join(suffixes)}")
     if not out.parent.is_dir():
@@ -187,7 +188,7 @@ def check_file(out: Path, suffixes: Sequence[str]) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuses a folder to write to that is closed, or could not be made."""
+    """Refuses a folder for results that may not be written to, or could not be made."""
     there = nearest(out)
     if not there.is_dir():
         raise Refusal(f"{there}: must be a folder to hold {out.relative_to(there)}, is none")
@@ -196,15 +197,15 @@ def _check_folder(out: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """What there is of a path: all of it, or the nearest that it would lie in."""
+    """The path if it exists, or else the nearest folder above it that does."""
     return next(each for each in (path, *path.parents) if each.exists())
 
 
 def unwritten(pairs: list[Job], *, overwrite: bool, skip_existing: bool = False) -> list[Job]:
-    """The jobs left to do; refuses where a target exists and the user said nothing of it."""
+    """The jobs left to do. Refuses targets that exist, unless the user said what to do with them."""
     if overwrite and skip_existing:
         raise Refusal("--overwrite and --skip-existing exclude each other")
-    # A link that leads nowhere exists too.
+    # A broken link exists too.
     existing = [target for _, target in pairs if os.path.lexists(target)]
     one = len(existing) == 1
     if existing and skip_existing:
@@ -230,7 +231,7 @@ def refuse_same(sources: Sequence[Path], targets: Sequence[Path]) -> None:
 
 
 def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *, single: bool) -> None:
-    """Does each job under a progress bar; one that fails is told at the end, and the others are done all the same."""
+    """Does each job in ``todo`` under a progress bar, and says how many of all ``pairs`` were written. A job that fails is told at the end, after the others."""
     from tqdm import tqdm
 
     failures = []
@@ -254,7 +255,7 @@ def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *,
 def replace(target: Path, data: bytes) -> None:
     """Puts ``data`` at ``target``, whole or not at all; a file that was there keeps its mode."""
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-    # Not made of the target's name, which may already be as long as a name can be.
+    # Not derived from the target's name, which may already be as long as a name can be.
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
     file = open(  # noqa: SIM115 -- it is closed below, before it is moved
         temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
@@ -283,7 +284,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _identities(path: Path) -> list[object]:
-    """What two names of one file have in common: where it lies, and, for hard links, its number."""
+    """What two names of one file share: the place that they lead to, or, for hard links, its number."""
     where = os.path.normcase(os.path.realpath(path))
     if not path.exists():
         return [where]

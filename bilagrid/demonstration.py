@@ -1,4 +1,4 @@
-"""What a command shows of itself: a photograph that comes with scikit-image, processed, and sheets of labelled pictures."""
+"""What commands show: a photograph that comes with scikit-image before and after, and sheets of labelled pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BAND, _GAP = 28, 8
 
 
 def photograph() -> Path:
-    """A cup of coffee by Rachel Michetti, in the public domain."""
+    """The file of a cup of coffee by Rachel Michetti, in the public domain."""
     try:
         import skimage.data
     except ImportError as error:
@@ -29,7 +29,7 @@ def photograph() -> Path:
 def before_after(
     done: str, process: Callable[[images.Picture], np.ndarray], *, overwrite: bool, facts: dict[str, str]
 ) -> None:
-    """Processes the photograph, writes ``coffee_<done>.png`` and ``coffee_before_after.png`` here, and prints the facts and the time it took."""
+    """Processes the photograph, writes ``coffee_<done>.png`` and ``coffee_before_after.png`` to the current folder, and prints the facts and the time taken."""
     source, target, comparison = photograph(), Path(f"coffee_{done}.png"), Path("coffee_before_after.png")
     unwritten([(source, target), (source, comparison)], overwrite=overwrite)
     picture = images.read(source)
@@ -54,7 +54,7 @@ def before_after(
 
 
 def sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
-    """Pictures ``(H, W, 3)`` in [0, 1], each under its label, in rows on white: one picture of the same kind."""
+    """One picture of many: rows of pictures ``(H, W, 3)`` in [0, 1], each under its label, on white."""
     from PIL import Image, ImageDraw, ImageFont
 
     widths = [max(row[k][1].shape[1] for row in rows if k < len(row)) for k in range(max(map(len, rows)))]

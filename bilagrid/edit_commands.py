@@ -22,7 +22,7 @@ _NoFlash = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NO_FLASH
 _Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 _Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
-# How far a painted pixel is from the gray picture, at the least: beyond what JPEG adds.
+# The least difference of a painted pixel from the gray picture: more than what JPEG adds.
 _PAINTED = 0.06
 
 
@@ -90,8 +90,8 @@ def colorize(
 ) -> None:
     """Colour a gray photograph from a few strokes of colour, which spread up to its edges.
 
-    Copy the photograph, paint strokes on the copy with a hard brush, and save it as SCRIBBLES; or paint on a transparent layer and save that alone. OUT has
-    the depth, alpha and EXIF of GRAY. It keeps its brightness: of the strokes, only the colour counts.
+    Copy the photograph, paint strokes on the copy with a hard brush, and save it as SCRIBBLES; or paint on a transparent layer and save that alone. OUT
+    has the depth, alpha, EXIF and brightness of GRAY: of the strokes, only the colour counts.
 
     To try:
 
@@ -100,12 +100,12 @@ def colorize(
     python -m bilagrid colorize gray.jpg strokes.jpg colours.jpg --mask mask.png
 
     Args:
-        gray: the photograph; of a coloured one, its luma.
-        scribbles: strokes, of the same size. What is a stroke is said by --mask; else by its alpha channel, if something is transparent; else it is where it differs from GRAY. A JPEG
-            differs around its strokes too, so that colours fade: save PNG or TIFF, or give --mask.
+        gray: the photograph; of one in colour the luma is taken.
+        scribbles: the strokes, a picture of the same size. Strokes are where --mask says so; without it, where the picture is not transparent, if it is so
+            anywhere; else where it differs from GRAY. A JPEG differs around its strokes too, so that colours fade: save PNG or TIFF, or give --mask.
         out: the file to write.
-        mask: a picture of the same size, white where SCRIBBLES is a stroke, black where not; grays count in part.
-        sigma_color: how faint an edge stops a colour: brightness, where black is 0 and white 1, above 0.
+        mask: a picture of the same size, white where SCRIBBLES has a stroke and black where not; gray counts in part.
+        sigma_color: how faint an edge may be to stop a colour: in brightness, where black is 0 and white 1, above 0.
         sigma_space: width in pixels of the cells in which strokes mix, above 0. By default a 48th of the longer side.
         overwrite: replace OUT if it exists. The inputs are never replaced.
     """
@@ -145,22 +145,23 @@ def flash(
 ) -> None:
     """Clean a noisy photograph by another of the same view with flash, and keep its own light.
 
-    Both must be taken from a tripod, or aligned. OUT has the depth, alpha and EXIF of NO_FLASH.
+    Both must be taken from a tripod, or be aligned. OUT has the depth, alpha and EXIF of NO_FLASH.
 
     To try:
 
     python -m bilagrid flash flash.jpg no_flash.jpg out.jpg
 
     python -m bilagrid flash flash.png no_flash.png out.png --exposure 0.125
-        the flash picture was exposed an eighth as long; shadows that the flash casts are found by that
+        the flash picture was exposed an eighth as long, by which shadows that the flash casts are found
 
     Args:
         flash: the photograph with flash.
         no_flash: the one without, of the same size.
         out: the file to write.
         sigma_space: what is smaller is detail, and taken from FLASH: standard deviation in pixels, above 0. By default 1 % of the longer side.
-        sigma_color: above the noise of NO_FLASH and below the steps that are edges: standard deviation in brightness, where black is 0 and white 1, above 0.
-        exposure: exposure of FLASH over that of NO_FLASH (time times ISO over f-number squared), above 0. By default from the EXIF of both; if that is
+        sigma_color: standard deviation in brightness, where black is 0 and white 1, above 0: choose it above the noise of NO_FLASH and below the steps that
+            are edges.
+        exposure: the exposure of FLASH over that of NO_FLASH (time times ISO over f-number squared), above 0. By default from the EXIF of both; if that is
             missing, shadows of the flash are not looked for.
         gamma: encoding of both, above 0.
         overwrite: replace OUT if it exists. The inputs are never replaced.
@@ -187,7 +188,7 @@ def flash(
 
 
 def _read_alike(sources: list[Path], names: list[str], out: Path, overwrite: bool) -> list[images.Picture]:
-    """The pictures, all of the first's size and in [0, 1], once it is sure that ``out`` can be written."""
+    """Reads the pictures, all of the first's size and in [0, 1], after checking that ``out`` can be written."""
     for source in sources:
         images.probe(source)
     commands.check_file(out, images.SUFFIXES)
@@ -213,7 +214,7 @@ def _strokes(photograph: images.Picture, strokes: images.Picture, masks: list[im
 
 
 def _exposure(lit: images.Picture, dark: images.Picture) -> float | None:
-    """The exposure of the one over that of the other by EXIF: time times ISO over f-number squared. None where it does not tell."""
+    """The exposure of ``lit`` over that of ``dark`` by EXIF: time times ISO over f-number squared; None if EXIF does not tell."""
     ratios = []
     for names in (
         ("ExposureTime",),

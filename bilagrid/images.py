@@ -35,11 +35,11 @@ _JPEG_QUALITY = 95
 _FORMATS = (
     {".png": "png", ".hdr": "hdr", ".exr": "openexr"} | dict.fromkeys(_TIFF, "tiff") | dict.fromkeys(_JPEG, "jpeg")
 )
-# Written back and forth, or without a mark at the end, by writers that do not say when the end is missing: so they are read again.
+# Formats that are written back and forth, or have no mark at their end, by writers that do not say when the end is missing: these are read again.
 _READ_AGAIN = ("tiff", "openexr", "hdr")
-# The channels that are a picture's among all that OpenEXR can hold.
+# The channels of a picture, of all that OpenEXR can hold.
 _EXR_CHANNELS = (("Y",), ("Y", "A"), ("R", "G", "B"), ("R", "G", "B", "A"))
-# OpenImageIO writes to names only; here a name can stand for memory.
+# OpenImageIO writes to named files only; on this system a name can stand for memory.
 _MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 
 # EXIF orientation to the array operation that sets the picture upright.
@@ -61,7 +61,7 @@ class ImageError(Refusal):
 
 @dataclass(frozen=True)
 class Picture:
-    """An upright picture: gray or colour values ``(H, W, 1 or 3)`` and alpha at their own depth, the rest as it was in the file."""
+    """An upright picture: gray or colour ``values`` ``(H, W, 1 or 3)`` and alpha at their own depth; the rest, in ``spec``, as it was in the file."""
 
     values: np.ndarray
     alpha: np.ndarray | None
@@ -82,7 +82,7 @@ class Picture:
 
 
 def probe(path: Path) -> Any:
-    """The header of a file that `read` can read, or an `ImageError`."""
+    """The header of a file that `read` can read; an `ImageError` for any other."""
     if not path.exists():
         raise ImageError(f"{path}: no such file")
     if path.is_dir():
@@ -130,14 +130,14 @@ def read(path: Path) -> Picture:
     alpha = values[:, :, colours:] if spec.nchannels > colours else None
     values = values[:, :, :colours]
     if alpha is not None and not spec.get_int_attribute("oiio:UnassociatedAlpha"):
-        # OpenEXR, and a TIFF that says so, hold colours multiplied by alpha.
+        # Colours are multiplied by alpha in OpenEXR, and in a TIFF that says so.
         values = _divided(values, alpha)
         spec.attribute("oiio:UnassociatedAlpha", 1)
     return Picture(values, alpha, spec)
 
 
 def _divided(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Colours without the alpha that they were multiplied by, at their own depth; where nothing shows, as they are."""
+    """Colours divided by the alpha that they were multiplied by, at their own depth; where alpha is 0, as they are."""
     divisor = scaled(alpha)
     return quantised(scaled(values) / np.where(divisor > 0, divisor, 1), values.dtype)
 
@@ -152,7 +152,7 @@ def without_opaque_alpha(picture: Picture) -> Picture:
 
 
 def check_target(path: Path, spec: Any, *, has_alpha: bool | None = None) -> None:
-    """Refuses, before any work, a target whose format cannot hold what `spec` describes; alpha as there, unless ``has_alpha`` says otherwise."""
+    """Refuses, before any work, a target whose format cannot hold what ``spec`` describes. Whether there is alpha ``has_alpha`` may say otherwise."""
     suffix = path.suffix.lower()
     has_alpha = spec.alpha_channel >= 0 if has_alpha is None else has_alpha
     if suffix not in SUFFIXES:
@@ -173,14 +173,14 @@ def check_target(path: Path, spec: Any, *, has_alpha: bool | None = None) -> Non
 
 
 def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | None = None) -> None:
-    """Writes pixels ``(H, W, 1 or 3)``, in [0, 1] or at `depth`, with the metadata of `like`, whole or not at all; alpha at any depth."""
+    """Writes pixels ``(H, W, 1 or 3)`` with the metadata of ``like``, whole or not at all. They are in [0, 1] or at the file's `depth`; alpha is of any depth."""
     suffix = path.suffix.lower()
     dtype = depth(path, like)
     values = pixels if pixels.dtype == dtype else quantised(pixels, dtype)
     if suffix == ".hdr":
         if (values < 0).any():
             raise ImageError(f"{path}: Radiance holds no negative values, choose .exr or .tif")
-        # The writer cuts off what is left of a step of RGBE: raised by half a step values are rounded, and no scene darkens.
+        # The writer rounds down to steps of RGBE. Raised by half a step, values are rounded to the nearest, and no scene darkens.
         most = values.max(2, keepdims=True)
         values = np.where(most > 0, values + np.ldexp(np.float32(0.5), np.frexp(most)[1] - 8), values)
         values = np.broadcast_to(values, (*values.shape[:2], 3))
@@ -198,21 +198,21 @@ def write(path: Path, pixels: np.ndarray, like: Picture, *, alpha: np.ndarray | 
 
 
 def plain(pixels: np.ndarray) -> Picture:
-    """A picture of 8 bits and nothing else in its file, for `write`."""
+    """A picture of 8 bits without metadata, for `write`."""
     height, width, channels = pixels.shape
     return Picture(quantised(pixels, np.dtype(np.uint8)), None, oiio.ImageSpec(width, height, channels, "uint8"))
 
 
 def developed(pixels: np.ndarray, radiance: Picture, path: Path) -> Picture:
-    """What was made of a radiance to be looked at, for a file of this name: 16 bits in TIFF, else 8; alpha and metadata are the radiance's, but for its space of colours."""
+    """What was made of a radiance to be looked at, for a file of this name: 16 bits in TIFF, else 8; alpha and metadata are the radiance's, except its colour space."""
     dtype = np.dtype(np.uint16 if path.suffix.lower() in _TIFF else np.uint8)
     return Picture(quantised(pixels, dtype), radiance.alpha, _of_other_light(radiance.spec, str(dtype)))
 
 
 def merged(radiance: np.ndarray, like: Picture) -> Picture:
-    """A radiance made of photographs, with the metadata of one of them but for its space of colours."""
+    """A radiance made of photographs, with the metadata of one of them except its colour space."""
     spec = _of_other_light(like.spec, "float")
-    # EXIF for "not sRGB"; of files with EXIF that say nothing, readers take the values for encoded ones.
+    # EXIF's number for "not sRGB": without it, readers take the values of a file with EXIF for encoded ones.
     spec.attribute("Exif:ColorSpace", 65535)
     return Picture(quantised(radiance, np.dtype(np.float32)), None, spec)
 
@@ -227,19 +227,19 @@ def _of_other_light(spec: Any, kind: str) -> Any:
 
 
 def depth(path: Path, like: Picture) -> np.dtype:
-    """What a file of this name holds of a picture: 8 bits in JPEG, else the depth it has."""
+    """The depth at which a file of this name holds a picture: 8 bits for JPEG, else the picture's own."""
     return np.dtype(np.uint8) if path.suffix.lower() in _JPEG else like.dtype
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
-    """Values of 8 or 16 bits as float32 in [0, 1]; floats as they are."""
+    """Values of 8 or 16 bits as float32 in [0, 1]; float values as they are."""
     if values.dtype == np.float32:
         return values
     return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
 
 
 def quantised(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Pixels in [0, 1] at a depth, clipped and rounded; for float32 as they are."""
+    """Pixels in [0, 1] clipped and rounded to a depth; for float32 neither."""
     if dtype == np.float32:
         return pixels.astype(np.float32)
     top = np.iinfo(dtype).max
@@ -249,7 +249,7 @@ def quantised(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _encode(path: Path, spec: Any, values: np.ndarray) -> bytes:
     """The bytes of the whole file, or an `ImageError`.
 
-    Nothing is encoded into a file that is kept: OpenImageIO does not report every short write, and libjpeg ends the process at one.
+    It is encoded into memory first: OpenImageIO does not report every short write to a file, and libjpeg ends the process at one.
     """
     kind = _FORMATS[path.suffix.lower()]
     with _sink(kind) as (name, data):
@@ -264,7 +264,7 @@ def _encode(path: Path, spec: Any, values: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def _sink(kind: str) -> Iterator[tuple[str, bytearray]]:
-    """A name to write to, and the bytes that were written, complete when the context ends."""
+    """A name to write to, and the bytes that were written to it, complete when the context ends."""
     data = bytearray()
     if not _MEMORY:
         with tempfile.TemporaryDirectory(prefix="bilagrid-") as folder:
@@ -294,7 +294,7 @@ def _sink(kind: str) -> Iterator[tuple[str, bytearray]]:
 
 
 def _emit(name: str, kind: str, spec: Any, values: np.ndarray) -> str:
-    """Writes the file `name`; returns what went wrong, as far as OpenImageIO says."""
+    """Writes the file ``name``; returns what went wrong, as far as OpenImageIO says."""
     file = oiio.ImageOutput.create(kind)
     if file is None:
         return oiio.geterror() or "unknown format"
@@ -306,7 +306,7 @@ def _emit(name: str, kind: str, spec: Any, values: np.ndarray) -> str:
         return file.geterror() or "the encoder stopped"
     if kind in _READ_AGAIN:
         again = oiio.ImageInput.open(name)
-        # The directory of a TIFF comes last; of the others each row must be there.
+        # The directory of a TIFF is written last, so opening it is enough; of the others every row must be there.
         if again is None or (kind != "tiff" and again.read_image(oiio.UNKNOWN) is None):
             fault = oiio.geterror() if again is None else again.geterror()
             return f"the encoded picture cannot be read again: {fault}"
@@ -320,7 +320,7 @@ def _whole(data: bytes, kind: str) -> bool:
 
 
 def _probe_exr(path: Path, spec: Any) -> None:
-    """Refuses what OpenEXR can hold beside a picture."""
+    """Refuses an OpenEXR file that holds something else than a picture."""
     if spec.deep:
         raise ImageError(f"{path}: holds deep pixels, only flat pictures are read")
     if tuple(spec.channelnames) not in _EXR_CHANNELS:
@@ -354,7 +354,7 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     spec = oiio.ImageSpec(width, height, channels, "float" if values.dtype == np.float32 else str(values.dtype))
     spec.extra_attribs = source.extra_attribs
     spec.alpha_channel = channels - 1 if has_alpha else -1
-    # The writer would make CMYK again of what was decoded to RGB.
+    # With these the writer would make CMYK again of what was decoded to RGB.
     inks = ("tiff:ColorSpace", "tiff:PhotometricInterpretation")
     for name in (*inks, "oiio:BitsPerSample", "oiio:ConstantColor", "oiio:AverageColor", "oiio:SHA-1"):
         spec.erase_attribute(name)
@@ -362,9 +362,9 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
     # CMYK is decoded to RGB, which its profile does not describe.
     if profile is not None and bytes(profile)[16:20] != (b"RGB " if channels - has_alpha == 3 else b"GRAY"):
         spec.erase_attribute("ICCProfile")
-    # What OpenImageIO tells of the profile's contents, which PNG would hold as texts.
+    # OpenImageIO's description of the profile, which PNG would hold as texts.
     spec.erase_attribute("ICCProfile:.*")
-    # The writers take any picture for sRGB and say so, in PNG even beside its profile, unless another space is named.
+    # Unless another space is named the writers call any picture sRGB, PNG's even beside a profile.
     if spec.getattribute("ICCProfile") is not None or spec.get_int_attribute("Exif:ColorSpace", 1) != 1:
         spec.attribute("oiio:ColorSpace", "unknown")
     if source.get_int_attribute("Orientation", 1) != 1:
@@ -380,7 +380,7 @@ def _spec(values: np.ndarray, source: Any, *, jpeg: bool, has_alpha: bool) -> An
 
 
 def _jpeg_complete(data: bytes) -> bool:
-    """Whether the end marker follows the first scan; the decoder fills a truncated picture with gray and says nothing."""
+    """Whether an end marker follows the first scan. The decoder itself fills a truncated picture with gray and says nothing."""
     at = 2
     while at + 4 <= len(data):
         marker = data[at + 1]

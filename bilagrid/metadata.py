@@ -1,4 +1,4 @@
-"""EXIF as photo editors leave it: what OpenImageIO reads of it, put right."""
+"""Corrects what OpenImageIO reads of the EXIF that photo editors write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# A number of EXIF that XMP writes as a fraction, in an attribute or an element; and a time as XMP writes it.
+# A number of EXIF as XMP writes it: a fraction, in an attribute or an element. And a time as XMP writes it.
 _FRACTION = re.compile(rb"""\bexif:(\w+)\s*(?:=\s*["']|>)\s*(-?\d{1,15})/(\d{1,15})\s*["'<]""")
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d:\d\d:\d\d)")
 
@@ -17,7 +17,7 @@ _TIMES = ("DateTime", "Exif:DateTimeOriginal", "Exif:DateTimeDigitized")
 
 
 def mend_exif(spec: Any, path: Path) -> None:
-    """Puts right the header of a picture with XMP, which OpenImageIO lets replace EXIF: of fractions it takes the numerator, and times stay as XMP writes them."""
+    """Corrects the header of a picture with XMP, by which OpenImageIO replaces EXIF: it reads fractions as their numerators, and leaves times in XMP's format."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         begin = data.find(b"<rdf:RDF")
         xmp = data[begin : data.find(b"</rdf:RDF>", begin)] if begin >= 0 else b""

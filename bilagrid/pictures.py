@@ -1,4 +1,4 @@
-"""Pictures between the file's order, (H, W, C), and the operators', (1, C, H, W), and what the commands do to many of them."""
+"""Pictures as tensors: between the order of files, (H, W, C), and that of operators, (1, C, H, W); and what commands do with one or many files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def dimensions(size: tuple[int, int]) -> str:
 
 
 def check_positive(**options: float | None) -> None:
-    """Refuses an option that is given and not a finite number above 0."""
+    """Refuses options that are given and not finite numbers above 0."""
     for name, value in options.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise Refusal(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}")
@@ -69,7 +69,7 @@ def each(
     overwrite: bool,
     skip_existing: bool,
 ) -> None:
-    """Reads each picture and writes what ``process`` makes of it, with its depth, alpha and metadata; the last path is the file or folder to write to."""
+    """Writes what ``process`` makes of each picture, with that one's depth, alpha and metadata. The last of the paths is the file or folder to write to."""
     if len(paths) < 2:
         raise Refusal(
             f"OUT is missing: {command} {paths[0]} OUT" if paths else f"IN and OUT are missing: {command} IN OUT"
