@@ -1,6 +1,6 @@
-"""The peers: other implementations of our operators, each brought to our tensors, so that `perf.peers` can check and time them beside ours.
+"""The peers: other implementations of our operators, each adapted to our tensors, so that `perf.peers` can check and time them beside ours.
 
-Every peer gets the tensors of a `perf.cases.Problem` and gives ``(N, C, H, W)``. What it needs only once, such as the places of pixels, it makes beforehand.
+Every peer gets the tensors of a `perf.cases.Problem` and gives ``(N, C, H, W)``. What it needs only once, such as the places of pixels, is made beforehand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Run = Callable[[Tensors], Tensor]
 
 @dataclass(frozen=True)
 class Goal:
-    """That a peer takes at least so many ``times`` what ours takes, on a device, in a direction, on images of a size."""
+    """An aim: that a peer takes at least that many ``times`` as long as ours, on a device, in a direction, on images of a size."""
 
     device: str
     direction: str
@@ -37,10 +37,10 @@ class Peer:
 
     Attributes:
         module: what is imported; ``remedy`` says how to get it.
-        prepare: gives from a case and its problem what the problem's ``run`` is with this peer.
-        kind: of lattice that it works on.
-        exact: computes what ours computes, and does not only approximate the same filter.
-        memory: bytes that it takes for a case beyond what ours does.
+        prepare: makes of a case and its problem this peer's ``run`` of the problem.
+        kind: the kind of lattice that it works on.
+        exact: whether it computes what ours does, rather than approximating the same filter.
+        memory: the bytes that it takes for a case beyond what ours does.
         note: what should be known of its times.
         goals: what we aim at.
     """
@@ -60,24 +60,24 @@ class Peer:
     goals: tuple[Goal, ...] = ()
 
     def goal(self, device: str, direction: str, image: tuple[int, int]) -> float | None:
-        """How many times ours it should take there, if that is said."""
+        """How many times as long as ours it should take there, if there is a goal."""
         here = (goal.times for goal in self.goals if (goal.device, goal.direction, goal.image) == (device, direction, image))  # fmt: skip
         return next(here, None)
 
     @property
     def version(self) -> str:
-        """The package's name and version, the name alone where it is a file on the path."""
+        """The package's name and version, or the name alone of a file on the path."""
         package = next(iter(packages_distributions().get(self.module, [])), None)
         return f"{self.module} {version(package)}" if package else self.module
 
     def why_not(self, device: torch.device) -> str:
-        """Why it cannot run on this device, or nothing."""
+        """Why it cannot run on this device; empty if it can."""
         if device.type not in self.devices:
             return f"runs only on {' and '.join(self.devices)}"
         return "" if find_spec(self.module) else f"is not installed: {self.remedy}"
 
     def too_large(self, case: Case, device: torch.device) -> str:
-        """Why this case is too much for it, or nothing."""
+        """Why this case is too much for it; empty if it is not."""
         needed, most = self.memory(case), _MEMORY_SHARE * timing.free_memory(device)
         if device.type == "cpu":
             most = min(most, _MOST_ON_CPU)
@@ -85,7 +85,7 @@ class Peer:
 
 
 _MEMORY_SHARE = 0.8
-# What takes more there takes minutes.
+# A peer that takes more on a CPU takes minutes.
 _MOST_ON_CPU = 2 * 2**30
 
 
@@ -104,7 +104,7 @@ def grid_sample_apply(grid: Tensor, guide: Tensor, image: Tensor) -> Tensor:
 def _grid_sample(case: Case, problem: Problem, *, compiled: bool = False) -> Run:
     function = grid_sample_apply
     if compiled:
-        # Else a backward pass would overwrite what the next repeat of it reads.
+        # Otherwise a backward pass would overwrite what the next repeat reads.
         import_module("torch._functorch.config").donated_buffer = False  # type: ignore[attr-defined]
         function = torch.compile(grid_sample_apply, dynamic=False)
     return lambda t: function(t["grid"], t["guide"], t["image"])

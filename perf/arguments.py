@@ -1,6 +1,6 @@
 """What the commands of `perf` have in common: how a function becomes a command line, what arguments mean, and the device that is measured.
 
-They run where little more than torch is installed, on a borrowed GPU above all: so argparse reads their arguments, not tyro as for the other commands.
+They must run where little more than torch is installed, above all on a borrowed GPU. So argparse reads their arguments, not tyro as for the other commands.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def resolution(text: str) -> tuple[int, int]:
 
 @argument
 def folder(text: str) -> Path:
-    """A folder to write to, which may be yet to be made: what is measured for minutes shall find it."""
+    """A folder to write to, which need not exist yet. It is checked before anything is measured for minutes."""
     path = Path(text)
     there = commands.nearest(path)
     if not there.is_dir():

@@ -36,15 +36,15 @@ _LATTICES = {
 }
 
 SIGMA_COLOR = 0.1
-# Total variation runs over as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
+# The nodes of as many grids as a scene of 3-D Gaussian splatting has photographs: 256 of 16x16x8.
 SCENE_NODES = 256 * 16 * 16 * 8
-# What a case is called that has none, or one that the function chooses.
+# The name of the grid of a case that has none, or leaves it to the function.
 NO_GRID = "1x1x1"
 # What gradients of a mean are multiplied by, as losses are where float16 would lose them.
 _LOSS_SCALE = 2.0**12
 LOW = 4  # pixels of the large image to one of the small, along each axis
 
-# Channels of float32 images, and of grids, that an operator's inputs, results, gradients and what the graph keeps come to.
+# What an operator's inputs, results, gradients and the graph's tensors come to, in channels of float32 images and of grids.
 _PLANES, _GRIDS = 64, 48
 
 
@@ -62,7 +62,7 @@ class GridSpec:
 
     @classmethod
     def parse(cls, name: str) -> GridSpec:
-        """Raises ValueError where the name is neither."""
+        """The grid of a name; raises ValueError if it is neither of the two."""
         if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name):
             columns, rows, depth = map(int, match.groups())
             return cls(name, (depth, rows, columns))
@@ -115,7 +115,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A case's tensors, and what is done with them: by us, and by the reference in float64. What solves equations has rounding ``magnified``."""
+    """A case's tensors, and what is done with them: by us, and by the reference in float64. Solving equations may have ``magnified`` the rounding."""
 
     tensors: Tensors
     run: Callable[[Tensors], Tensor]
@@ -153,14 +153,14 @@ _OWN_GRID = ("curves", "tonemap", "equalize_histogram", "merge_flash")
 
 
 def cost(case: Case, sizes: costs.Sizes) -> costs.Cost:
-    """What the case has to do at the least."""
+    """The least that the case has to do."""
     operator = case.operator.removesuffix("_gray").removesuffix("_colour")
     parts = [costs.cost(operator, each, sizes) for each in DIRECTIONS if case.direction in (each, BOTH)]
     return costs.Cost(sum(part.bytes for part in parts), sum(part.flops for part in parts))
 
 
 def memory(case: Case) -> int:
-    """Bytes, rather too many than too few, that the case's tensors take while it is timed."""
+    """An upper estimate of the bytes that the case's tensors take while it is timed."""
     pixels = math.prod(case.image)
     nodes = math.prod(GridSpec.parse(case.grid).lattice(case.image if pixels else (1, 1)).size)
     return 4 * (_PLANES * pixels + _GRIDS * max(nodes, SCENE_NODES))
@@ -174,7 +174,7 @@ def cases(
     grids: Sequence[GridSpec],
     guides: Sequence[str],
 ) -> list[Case]:
-    """All combinations that mean something, small images first."""
+    """All combinations that make sense, small images first."""
     found: dict[Case, None] = {}
     images = sorted(resolutions, key=math.prod)
     for image, dtype, operator, spec, guide, direction in product(images, dtypes, operators, grids, guides, directions):
@@ -197,13 +197,13 @@ def _sensible(case: Case, spec: GridSpec) -> Case | None:
 
 
 def incoming(out: Tensor) -> Tensor:
-    """A gradient to begin with, which lies in memory as the output does."""
+    """An incoming gradient, laid out in memory as the output is."""
     grad = Draw.on(out.device).normal(*out.shape)
     return torch.empty_like(out).copy_(grad if out.ndim else grad * _LOSS_SCALE)
 
 
 def work(case: Case, problem: Problem) -> Callable[[], object]:
-    """What is timed: the operator, or its gradients by all tensors, any number of times."""
+    """What is timed, and may be repeated: the operator, or its gradients by all tensors."""
     if case.direction == "forward":
         return lambda: problem.run(problem.tensors)
     leaves = problem.leaves()
@@ -213,7 +213,7 @@ def work(case: Case, problem: Problem) -> Callable[[], object]:
 
 
 def step(problem: Problem) -> Callable[[], object]:
-    """What is timed where forward and backward are taken together, any number of times."""
+    """What is timed, and may be repeated, where forward and backward are taken together."""
     leaves = problem.leaves()
     grad = incoming(problem.run(leaves))
     return lambda: torch.autograd.grad(problem.run(leaves), list(leaves.values()), grad)

@@ -1,4 +1,4 @@
-"""What is right before it is timed: an operator beside `perf.references`, or any two ways to do the same beside each other."""
+"""Results are checked before anything is timed: an operator against `perf.references`, or any two ways to do the same against each other."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from perf import cases, problems
 from perf.cases import Case, Problem
 
-# Rows of the image, and grids of many, that are checked. The width is that of the image that is timed, because it decides which kernels run.
+# How many rows of an image, and how many grids of a batch, are checked. The width is that of the image that is timed, since it decides which kernels run.
 _CHECKED_ROWS, _CHECKED_BATCH = 8, 16
 
-# Of the largest magnitude. float32 sums thousands of terms; half types are rounded at the end.
+# Relative to the largest magnitude. float32 sums thousands of terms; half types are rounded at the end.
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
-# Gradients by a guide jump where its grid coordinate is a whole number, and rounding may put a pixel on the other side: so few may, and of thousands of
-# values always the three channels of one pixel.
+# Gradients by a guide jump where its grid coordinate is a whole number, and rounding may put a pixel on the other side. So this share of the values may differ,
+# and in a problem of thousands of values the three channels of one pixel in any case.
 _KINKS, _PIXEL, _THOUSANDS = 1e-4, 3, 2000
 
 OUTPUT = "the output"
@@ -29,7 +29,7 @@ class WrongResultError(Exception):
 
 
 def check(case: Case, device: torch.device, *, kind: str = cases.CELL_CENTERED) -> None:
-    """Compares output and gradients with the reference's, in the case's own width and a few rows; raises `WrongResultError` where they differ."""
+    """Compares output and gradients with the reference's, on a few rows of the case's own width; raises `WrongResultError` if they differ."""
     rows = min(case.image[0], _CHECKED_ROWS)
     small = problems.problem(replace(case, image=(rows, case.image[1])), device, kind=kind)
     small = replace(small, tensors={name: tensor[:_CHECKED_BATCH] for name, tensor in small.tensors.items()})
@@ -48,7 +48,7 @@ def check(case: Case, device: torch.device, *, kind: str = cases.CELL_CENTERED) 
 def compare(
     actual: Problem, expected: Problem, near: Callable[[str, Tensor, Tensor], None], *, gradients: bool
 ) -> None:
-    """Hands ``near`` the output and, where asked for, the gradient by each tensor, of two ways to do the same: what it is, the one and the other."""
+    """Calls ``near`` with a name and two tensors, for the output and, if asked for, for the gradient by each tensor of two ways to do the same."""
     ours, theirs = actual.leaves(), expected.leaves()
     with torch.set_grad_enabled(gradients):
         out, right = actual.run(ours), expected.run(theirs)
@@ -65,7 +65,7 @@ def compare(
 def close(
     what: str, actual: Tensor, expected: Tensor, tolerance: float, *, kinks: bool, of: str = "the reference's"
 ) -> None:
-    """Raises `WrongResultError` where the two differ by more than ``tolerance`` of the largest value, but for a few values where there are ``kinks``."""
+    """Raises `WrongResultError` if the two differ by more than ``tolerance`` of the largest value; where there are ``kinks`` a few values may."""
     _same_shape(what, actual, expected, of)
     error = (actual.double() - expected.double()).abs() / expected.double().abs().max().clamp(min=1e-30)
     off = ~(error <= tolerance)
@@ -78,7 +78,7 @@ def close(
 
 
 def similar(what: str, actual: Tensor, expected: Tensor, least: float, *, of: str) -> None:
-    """Raises `WrongResultError` where the mean squared difference is not ``least`` dB below the square of the largest value."""
+    """Raises `WrongResultError` if the mean squared difference is not at least ``least`` dB below the square of the largest value."""
     _same_shape(what, actual, expected, of)
     expected = expected.double()
     error = (actual.double() - expected).square().mean() / expected.square().max().clamp(min=1e-30)

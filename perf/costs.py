@@ -1,11 +1,11 @@
-"""What each operator has to do at the least: the bytes it must move, and its arithmetic.
+"""The least that each operator has to do: the bytes it must move, and its arithmetic.
 
-**Bytes**: every input read once and every output written once, in its own type. What stays in a cache if the machine does its best is not counted: the row
-tables and partial sums of a kernel, and a filter's grid, which is small beside its image. A filter reads its image twice, to splat and to slice, since no
-pixel can be written before all are read. A backward pass gives the gradients to all tensors.
+**Bytes**: every input read once and every output written once, in its own type. What at best stays in a cache is not counted: the row tables and partial sums of a
+kernel, and a filter's grid, which is small beside its image. A filter reads its image twice, to splat and to slice, since no pixel can be written before all are
+read. A backward pass gives the gradients by all tensors.
 
-**Arithmetic**: additions and multiplications, each one, of the formulas as printed: 24 for a pixel's three coordinates and eight weights, 16 for a channel
-read from eight nodes or added to them. Kernels may need fewer (the rows of an image share their interpolation in y) or, for indices, more instructions.
+**Arithmetic**: the additions and multiplications of the formulas as printed, each counted as one: 24 for a pixel's three coordinates and eight weights, 16 for a
+channel read from eight nodes or added to them. Kernels may need fewer (the rows of an image share their interpolation in y), or more instructions for indices.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _filter_flops(s: Sizes) -> int:
     return splat + _blur_flops(s, channels) + s.pixels * (_WEIGHTS + _CORNERS * channels + s.channels)
 
 
-# Of `fit`: t = [r g b 1] times itself and times the target, without what is symmetric; and each cell's own solve.
+# Of `fit`: the products of t = [r g b 1] with itself, each pair once, and with the target; and the solve of each cell.
 _MOMENTS = 10 + 3 * 4
 _SOLVE = 4**3 // 3 + 3 * 2 * 4**2
 FIT_TAPS = sum(taps((sigma, sigma, sigma)) for sigma in (0.35, 1.0, 2.0))
@@ -108,7 +108,7 @@ def _fit_flops(s: Sizes) -> int:
 
 
 def _guided_flops(s: Sizes) -> int:
-    # What is left of the small image is brought up from four pixels.
+    # What the maps leave of the small image is enlarged, from four pixels.
     return _fit_flops(s) + (s.pixels + s.low_pixels) * _APPLY + s.pixels * s.channels * 8
 
 
@@ -123,17 +123,17 @@ def _equalize_flops(s: Sizes) -> int:
 
 
 def _flash_flops(s: Sizes) -> int:
-    # The two images are filtered together by the one's guide, and the darker one by its own.
+    # Both images are filtered together by the guide of one, and the darker one by its own.
     return _filter_flops(replace(s, channels=2 * s.channels)) + _filter_flops(s) + s.pixels * (_LUMA + 8 * s.channels)
 
 
 _APPLY = _WEIGHTS + _CORNERS * _COEFFICIENTS + 2 * _COEFFICIENTS
-# Slices for the image's and the guide's gradients, each met with the incoming one, and the sum for the grid's.
+# Slices for the image's and the guide's gradients, each multiplied with the incoming one, and the sum for the grid's.
 _APPLY_BACKWARD = _WEIGHTS + 3 * _CORNERS * _COEFFICIENTS + 5 * _COEFFICIENTS
 
 # A 3 x 3 matrix; for each knot a difference, a product and a sum; three curves mixed.
 _CURVES = 2 * _COLOURS**2 + 3 * _KNOTS + 2 * _COLOURS
-# The guide again to see what is clipped, for each knot the slope and two sums, and the matrix from both sides.
+# The guide once more to see what is clipped, for each knot the slope and two sums, and the matrix from both sides.
 _CURVES_BACKWARD = _CURVES + 4 * _KNOTS + 4 * _COLOURS**2
 
 _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
@@ -173,7 +173,7 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
     ("slice_apply", "forward"): lambda s: (s.coefficients + s.plane * 7, s.pixels * _APPLY),
     # Reads grid, guide, image and the incoming gradient, writes three gradients: 44 bytes.
     ("slice_apply", "backward"): lambda s: (2 * s.coefficients + s.plane * 11, s.pixels * _APPLY_BACKWARD),
-    # The same of a bank's grid; the gradient is one of the whole bank.
+    # The same with one grid of a bank; the gradient is that of the whole bank.
     ("slice_apply_bank", "forward"): lambda s: (s.coefficients // s.grids + s.plane * 7, s.pixels * _APPLY),
     ("slice_apply_bank", "backward"): lambda s: (
         s.coefficients // s.grids + s.coefficients + s.plane * 11,

@@ -1,4 +1,4 @@
-"""What carrying a deghosting network's result through the bilateral grid saves and loses: ``python -m perf.deghost``."""
+"""What is saved and lost by a deghosting network at reduced size, carried to full size by a bilateral grid: ``python -m perf.deghost``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS = (
 
 
 class Models(NamedTuple):
-    """The network for full size, and the one that is carried (files or names of models that come along); what the exposures are shrunk by for it."""
+    """The network for full size, and the one that is carried, as files or names of models that come along; and what exposures are shrunk by for the latter."""
 
     whole: str
     carried: str
@@ -58,7 +58,7 @@ class Models(NamedTuple):
 
 
 class _Enlarged(Network):
-    """The network's result on shrunk exposures, enlarged as it is seen."""
+    """The network's result on shrunk exposures, enlarged bicubically as T(H)."""
 
     def __init__(self, carried: BilateralDeghost) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _Enlarged(Network):
 
 
 def bracket(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Three exposures of a photograph that stands still, and their stops: what is in them makes no difference to time and memory."""
+    """Three exposures of a photograph without motion, and their stops. What is in them makes no difference to time and memory."""
     radiance = inputs.picture("photograph", height, width, device)
     ldr = torch.empty(1, 3, 3, height, width, device=device)
     for k, stops in enumerate(_STOPS):
@@ -87,7 +87,7 @@ def times(models: Models, size: tuple[int, int], device: torch.device, repeats: 
 
 
 def peak_bytes(models: Models, method: str, size: tuple[int, int], device: torch.device, threads: int) -> int:
-    """The most memory that the exposures, the result and all between them take at once, measured in a process of its own."""
+    """The most bytes that the exposures, the result and all that is in between take at once, measured in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, models, method, size, device, threads).result()
 
@@ -110,7 +110,7 @@ def _peak_bytes(models: Models, method: str, size: tuple[int, int], device: torc
 
 
 def _begin_peak() -> int:
-    """Lets the peak begin anew where the system can, and returns the bytes that this process has now."""
+    """Resets the peak if the system can, and returns the bytes that this process has now."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
@@ -165,21 +165,21 @@ def deghost(
     out: Out = None,
     overwrite: bool = False,
 ) -> None:
-    """Compares a deghosting network at full size with the same carried there from exposures shrunk: time, peak memory, and PSNR-μ on generated scenes.
+    """Compares a deghosting network at full size with one on shrunk exposures whose result is carried there: time, peak memory, and PSNR-μ on generated scenes.
 
-    Three ways to full size: network runs it there; carried runs it on exposures shrunk, and carries the result by BilateralDeghost; enlarged runs it
-    so too, and enlarges the result bicubically. Time and memory are of one bracket of 12 megapixels; PSNR-μ is the mean over scenes
-    generated of photographs, aligned as merge aligns.
+    There are three ways to full size. network: it runs at full size. carried: it runs on shrunk exposures, and BilateralDeghost carries the result. enlarged:
+    it runs on shrunk exposures, and the result is enlarged bicubically. Time and memory are of one bracket of 12 megapixels; PSNR-μ is the mean over scenes
+    generated from photographs, aligned as merge aligns.
 
     examples:
       python -m nets.hdrnet photographs photos
       python -m perf.deghost photos/held_out --threads 2 --out results
 
     Args:
-        photographs: of which scenes are generated; none: no PSNR-μ
+        photographs: to generate scenes from; without them there is no PSNR-μ
         weights: the network for full size: a file or a model that comes along (default: %(default)s)
         carried: the network that is carried; by default the same
-        reduce: what exposures are shrunk by, at least 2 (default: %(default)s)
+        reduce: by how much exposures are shrunk, at least 2 (default: %(default)s)
         scenes: how many are generated (default: %(default)s)
         side: of the generated scenes, in pixels (default: %(default)s)
         size: of the bracket that is timed: HEIGHTxWIDTH (default: 3024x4032)

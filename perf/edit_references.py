@@ -1,4 +1,4 @@
-"""What is composed of the operators once more, in plain torch and float64 on `perf.references`, by the formulas that the functions state."""
+"""Fits, upsampling, tone mapping and edits once more, in plain torch on `perf.references`, by the formulas that the functions state."""
 
 from __future__ import annotations
 

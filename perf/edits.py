@@ -21,7 +21,7 @@ _DECADES = 4  # of the scene that is tone mapped
 
 
 def _edited(image: Tensor) -> Tensor:
-    """An edit that maps of a grid follow in part: a curve, and another white."""
+    """An edit that the maps of a grid can follow in part: a curve, and another white."""
     tints = torch.tensor([1.1, 1.0, 0.8], device=image.device)[:, None, None]
     return image.sqrt() * tints
 

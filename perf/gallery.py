@@ -77,9 +77,9 @@ def strokes(height: int, width: int, number: int, length: int, seed: int = 0) ->
 
 
 def flash_pair(scene: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """A photograph as one lit by flash, the same by warm light from one side and noisy, that without noise, and the exposure of the one over the other.
+    """A photograph as if lit by flash; as if by warm light from one side, with noise; the latter without noise; and the exposure of the first over the second.
 
-    Light adds up in linear values, the flash falls off toward the corners and adds to an eighth of the other light, and noise is Gaussian.
+    Light is added in linear values. The flash falls off toward the corners, and adds to an eighth of the other light. Noise is Gaussian.
     """
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, extent) for extent in scene.shape[2:]), indexing="ij")
@@ -142,7 +142,7 @@ def _flash() -> Drawn:
 
 
 def _deghost() -> Drawn:
-    """By the commands that README shows, on brackets made of the photographs that its model was not trained on."""
+    """By the commands that README shows, on brackets generated from the photographs that the model was not trained on."""
     from bilagrid import images
     from nets.deghost.__main__ import main as deghost
     from nets.hdrnet.__main__ import main as hdrnet

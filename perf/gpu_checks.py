@@ -18,14 +18,14 @@ from perf import arguments, cases, checks, problems, timing
 from perf.cases import Case, GridSpec, Problem, Tensors
 from perf.inputs import Draw
 
-# Partial tiles everywhere; the grids of 12 channels are fine on the narrow image and coarse on the wide one.
+# Sizes with partial tiles everywhere. Grids of 12 channels are fine on the narrow image and coarse on the wide one.
 _ODD = ((37, 61), (5, 1031))
 _ODD_GRIDS = ("4x3x5", "sigma4")
 _WHOLE = ((1080, 1920),)
 _WHOLE_GRIDS = ("16x16x8", "sigma8")
 _PROFILED = (2160, 3840)
 
-# Rows and columns: three channels, or twelve at half of each, come to more than 2³¹ elements.
+# Rows and columns: three channels, or twelve channels at half the rows and columns, have more than 2³¹ elements.
 _LARGE = 27000
 _LARGE_BYTES = 48 * 2**30
 _TILE, _STRIP = 500, 1000
@@ -35,7 +35,7 @@ _NOT_DONE = 77
 
 
 class NotDoneError(Exception):
-    """What a check lacks here."""
+    """A check cannot be done here, for what it lacks."""
 
 
 def _every(
@@ -45,7 +45,7 @@ def _every(
     dtypes: Sequence[str] = ("float32",),
     edits: Sequence[str] = (),
 ) -> Iterator[tuple[Case, Problem]]:
-    """Every operator, and some edits, on every image, on a random guide, in the direction that includes the other."""
+    """Every operator, and the ``edits`` that are named, on every image with a random guide; backward, which includes forward."""
     specs = [GridSpec.parse(name) for name in grids]
     operators = [name for name in cases.OPERATORS if name not in cases.EDITS or name in edits]
     for case in cases.cases(operators, ("backward",), images, dtypes, specs, ("random",)):
@@ -201,7 +201,7 @@ def _large_slice_and_splat(device: torch.device) -> None:
 
 
 def _near(what: str, actual: Tensor, expected: Tensor) -> None:
-    # A tile does not change a pixel's z, and so none changes its side of a kink.
+    # A tile does not change a pixel's z, so no pixel changes its side of a kink.
     checks.close(f"large {what}", actual, expected, checks.TOLERANCE["float32"], kinks=False, of="tiles'")
 
 

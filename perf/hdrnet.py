@@ -18,7 +18,7 @@ _COLUMNS = (*rows.WHERE, "height", "width", "stage", *rows.TIMES)
 
 
 def stages(net: HDRNet, image: Tensor) -> dict[str, Work]:
-    """The whole and its parts, each on what the one before it gave."""
+    """The whole and its stages, each on the result of the one before."""
     low = net.shrink(image)
     grid = net.coefficients(low)
     guide = net.guide_of(0)(image)
@@ -32,7 +32,7 @@ def stages(net: HDRNet, image: Tensor) -> dict[str, Work]:
 
 
 def captured(work: Work, device: torch.device) -> Work:
-    """The same work as a replay of a CUDA graph; on the CPU as it is."""
+    """The same work, on a GPU as the replay of a CUDA graph."""
     if device.type == "cpu":
         return work
     side = torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""What is fed to the operators: random numbers that are the same for every run, and pictures to be guided by."""
+"""Inputs for the operators: random numbers that are the same in every run, and pictures whose luma is a guide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The kinds of picture, and of the guide that is its luma.
+# The kinds of picture, and so of guide.
 GUIDES = ("photograph", "random")
 
 
@@ -42,7 +42,7 @@ def _photograph() -> np.ndarray:
 # The cases of one size follow one another, on one kind of picture or on both in turn.
 @lru_cache(maxsize=len(GUIDES))
 def picture(kind: str, height: int, width: int, device: torch.device) -> Tensor:
-    """``(1, 3, H, W)`` in [0, 1], not to be written to: noise, or mirrored copies of the photograph side by side, so that it has a photograph's detail at any size."""
+    """``(1, 3, H, W)`` in [0, 1], not to be written to: noise, or mirrored copies of the photograph side by side, which have its detail at any size."""
     draw = Draw.on(device)
     if kind == "random":
         return draw.uniform(1, 3, height, width)
@@ -50,5 +50,5 @@ def picture(kind: str, height: int, width: int, device: torch.device) -> Tensor:
     padding = [(0, max(0, wanted - have)) for wanted, have in zip((height, width), photograph.shape[:2], strict=True)]
     tiled = np.pad(photograph, [*padding, (0, 0)], mode="symmetric")[:height, :width]
     image = torch.from_numpy(np.ascontiguousarray(tiled.transpose(2, 0, 1)))[None].to(device)
-    # Noise below the photograph's own steps of 1/255: else gray levels would lie exactly on nodes, where the guide's derivative jumps.
+    # Noise below the photograph's own steps of 1/255. Without it gray levels would lie exactly on nodes, where the derivative by the guide jumps.
     return (image + (draw.uniform(*image.shape) - 0.5) / 255).clamp_(0, 1)

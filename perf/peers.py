@@ -1,4 +1,4 @@
-"""Other implementations beside ours, in one process, on the same inputs: ``python -m perf.peers``."""
+"""Times other implementations beside ours, in one process, on the same inputs: ``python -m perf.peers``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from perf.rows import Machine
 _GRID, _FILTER_GRID = "16x16x8", "sigma8"
 # On a GPU the sizes that the goals and fused-bilagrid's published times are for.
 _RESOLUTIONS = {"cpu": [cases.RESOLUTIONS["1080p"]], "cuda": [cases.RESOLUTIONS["4k"], (3000, 4000)]}
-# That of Halide's published times, and one for peers that need the memory of every pixel's whole window.
+# The size of Halide's published times, and one for peers that hold every pixel's whole window in memory.
 _FILTERED = {"cpu": [(1536, 2560), (256, 256)], "cuda": [(1536, 2560), cases.RESOLUTIONS["1080p"]]}
 _FORWARD, _BACKWARD = cases.DIRECTIONS
 
-# In dB below the largest value. Published grids round each pixel to a node and come to 42 dB of the exact filter; a grid's derivative
-# by the guide is constant between nodes, and so comes to no more than 29 to 33.
+# In dB below the largest value. Published grids round each pixel to a node and come within 42 dB of the exact filter. A grid's derivative by the guide is
+# constant between nodes, and so comes within 29 to 33 dB only.
 _LEAST_PSNR, _LEAST_PSNR_OF_GRADIENTS = 40.0, 28.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A case, forward, on a kind of lattice, and the peers that have their turn in it."""
+    """A forward case on a kind of lattice, and the peers that are compared on it."""
 
     case: Case
     kind: str
@@ -41,11 +41,11 @@ class Comparison:
 
     @property
     def ours(self) -> str:
-        """As rows name it: on another kind of lattice it is not what `perf.sweep` measures."""
+        """Our name in rows. On another kind of lattice it is not what `perf.sweep` measures, and has another name."""
         return rows.OURS if self.kind == cases.CELL_CENTERED else f"{rows.OURS}-{self.kind}"
 
     def problem(self, device: torch.device) -> Problem:
-        """The case's, the image lying as the peers have it where that is (H, W, 3): no one has to copy it."""
+        """The case's problem, with the image in the peers' layout if that is (H, W, 3), so that nobody has to copy it."""
         problem = problems.problem(self.case, device, kind=self.kind)
         if self.case.operator != "slice_apply_luma":
             return problem
@@ -56,7 +56,7 @@ class Comparison:
 def comparisons(
     peers: Sequence[Peer], resolutions: Sequence[tuple[int, int]], filtered: Sequence[tuple[int, int]], guide: str
 ) -> list[Comparison]:
-    """Each operator, kind of lattice and size that one of the peers is for."""
+    """A comparison for each operator, kind of lattice and size that one of the peers is for."""
     found = []
     for operator, kind in dict.fromkeys((peer.operator, peer.kind) for peer in peers):
         here = tuple(peer for peer in peers if (peer.operator, peer.kind) == (operator, kind))
@@ -68,7 +68,7 @@ def comparisons(
 
 
 def agree(peer: Peer, case: Case, theirs: Problem, ours: Problem) -> None:
-    """Raises `checks.WrongResultError` where the peer's output or, if it has some, gradients are not ours."""
+    """Raises `checks.WrongResultError` if the peer's output is not ours, or its gradients, if it has any."""
 
     def near(what: str, actual: Tensor, expected: Tensor) -> None:
         is_output = what == checks.OUTPUT
@@ -91,7 +91,7 @@ class Session:
     file: rows.RowFile | None = None
 
     def compare(self, comparison: Comparison) -> list[str]:
-        """Checks, times and prints; returns what was wrong."""
+        """Checks, times and prints a comparison; returns what was wrong."""
         case = comparison.case
         try:
             checks.check(replace(case, direction=_BACKWARD), self.device, kind=comparison.kind)
@@ -109,7 +109,7 @@ class Session:
         return wrong
 
     def _check(self, comparison: Comparison, ours: Problem) -> tuple[dict[Peer, Problem], list[str]]:
-        """The peers that agree with ours, and why others do not."""
+        """The peers that agree with ours, and what was wrong with others."""
         case = comparison.case
         agreed: dict[Peer, Problem] = {}
         wrong = []
@@ -145,7 +145,7 @@ class Session:
 
 
 def table(title: str, times: dict[str, timing.Times], moved: int, copied: float, aims: dict[str, float | None]) -> str:
-    """The times in milliseconds, over the first's, and as a share of the speed of a copy; and what they are aimed to be over the first's."""
+    """The times in milliseconds, over the first one's, and as a share of the speed of a copy; and the ratio to the first one's that is aimed at."""
     first = next(iter(times.values())).median
     lines = ["", f"{title}: {moved / 1e6:.4g} MB must move"]
     lines.append(f"{'':26}{'median ms':>10}{'0.2 to 0.8 quantile':>24}{'of ours':>10}{'of a copy':>12}  goal")
@@ -176,12 +176,12 @@ def peers(
 ) -> int:
     """Times other implementations of slice_apply and of the bilateral filter beside ours. Each runs if it is installed. Before
     anything is timed, ours is checked against a plain float64 computation and each peer against ours; a peer that disagrees is
-    reported, never timed, and the exit code is then 1. All take turns, first in one round and last in the next, and a cache is
+    reported, never timed, and the exit code is then 1. All take turns, in the opposite order in every second round, and a cache is
     overwritten between any two.
 
     A table for each comparison gives the medians, the quantiles 0.2 and 0.8, each median over ours, the speed of the bytes that
-    must move as a share of a copy's, measured in the same run, and the ratio aimed at where there is one. Images are float32, grids 16x16x8 with 12 channels; filters
-    have a sigma of 8 pixels and 0.1.
+    must move as a share of a copy's in the same run, and the ratio aimed at if there is one. Images are float32, grids 16x16x8 with
+    12 channels; filters have a sigma of 8 pixels and 0.1.
 
     examples:
       python -m perf.peers --threads 2 --repeats 5

@@ -67,7 +67,7 @@ def _slice(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Proble
 
 
 def _slice_points(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
-    """One grid at as many points as the image has pixels, which lie where the pixels do, in no order; points in float32 whatever the grid."""
+    """One grid at as many points as the image has pixels: the places of the pixels, shuffled. Points are float32 whatever the grid."""
     _, guide, lattice = _pixels(case, spec, draw)
     (scale_z, scale_y, scale_x), (offset_z, offset_y, offset_x) = lattice.scale, lattice.offset
     rows = torch.arange(case.image[0], device=draw.device)[:, None].expand(case.image)
@@ -86,7 +86,7 @@ def _slice_points(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) ->
 
 
 def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
-    """The grid in float32 beside a half image, as networks and splatting have it; of a bank as large as a scene's, the image reads one."""
+    """The grid is float32 beside a half image, as in networks and splatting. Of a bank as large as a scene's the image reads one grid."""
     image, guide, lattice = _pixels(case, spec, draw)
     fused, bank = case.operator.endswith("luma"), case.operator.endswith("bank")
     grids = max(SCENE_NODES // math.prod(lattice.size), _CHOSEN + 1) if bank else 1
@@ -109,7 +109,7 @@ def _slice_apply(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> 
 
 
 def _curves(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
-    """As HDRNet begins, with noise on every parameter; they are float32 beside a half image, as networks have them."""
+    """The parameters that HDRNet starts with, plus noise; float32 beside a half image, as in networks."""
     image, _, lattice = _pixels(case, spec, draw)
     knots = torch.arange(16, device=draw.device) / 16
     slopes = torch.zeros(3, 16, device=draw.device)

@@ -1,4 +1,4 @@
-"""Rows of measurements, and the CSV files that keep them: all that plots are drawn from."""
+"""Rows of measurements, and the CSV files that keep them. Plots are drawn from these alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perf import cases, timing
 from perf.cases import Case, Problem
 
 OURS = "bilagrid"
-# Before a GPU's name, where a row's time was computed and not measured.
+# Stands before a GPU's name in a row whose time was computed, not measured.
 PREDICTED = "predicted"
 
 
@@ -46,12 +46,12 @@ class Machine:
 
     @property
     def where(self) -> tuple[str, ...]:
-        """What a time depends on beside the case: device and versions."""
+        """What a time depends on besides the case: device and versions."""
         return self.device, self.python, self.torch, self.triton, self.numba, self.backend
 
 
 def this_machine(device: torch.device, *, seconds: float = 0.5) -> Machine:
-    """Takes a second or so of copies and products."""
+    """The machine as it is now. Measuring its copies and products takes about a second."""
     return Machine(
         device=timing.device_name(device),
         **versions(),
@@ -62,7 +62,7 @@ def this_machine(device: torch.device, *, seconds: float = 0.5) -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Of all that rows name, empty where a package is not installed."""
+    """The versions that rows name; empty for a package that is not installed."""
     found = {"python": platform.python_version()}
     for package in ("torch", "triton", "numba"):
         try:
@@ -72,19 +72,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-# Columns that tables of another kind have in common.
+# Columns that tables of other commands have in common.
 WHERE = ("device", "torch", "triton", "numba")
 TIMES = ("repeats", "median_s", "q20_s", "q80_s")
 
 
 def where(device: torch.device) -> tuple[str, ...]:
-    """What fills `WHERE`."""
+    """The values for the columns `WHERE`."""
     found = versions()
     return timing.device_name(device), *(found[package] for package in WHERE[1:])
 
 
 def seconds(times: timing.Times) -> tuple[object, ...]:
-    """What fills `TIMES`."""
+    """The values for the columns `TIMES`."""
     return times.repeats, *(f"{value:.6g}" for value in (times.median, times.q20, times.q80))
 
 
@@ -160,7 +160,7 @@ def row_of(case: Case, problem: Problem, machine: Machine, implementation: str, 
 
 
 def case_of(row: Row) -> Case:
-    """What the row is a time of."""
+    """The case that the row holds a time of."""
     return Case(row.operator, row.direction, row.guide, row.dtype, (row.height, row.width), row.grid)
 
 
@@ -175,7 +175,7 @@ def _line(values: Iterable[object]) -> str:
 
 
 def write_table(path: Path | None, columns: Iterable[str], table: Iterable[Iterable[object]]) -> None:
-    """Writes a table of another kind as a CSV file, whole or not at all, and says so; nothing where there is no path."""
+    """Writes another command's table as a CSV file, whole or not at all, and says so. Without a path it does nothing."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def write_table(path: Path | None, columns: Iterable[str], table: Iterable[Itera
 
 
 class RowFile:
-    """A CSV file that rows are added to as they come, each as a whole line."""
+    """A CSV file to which rows are added as they come, each as a whole line."""
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         """Continues the file, unless told to ``overwrite``; a line that an interruption cut off is dropped."""

@@ -24,7 +24,7 @@ _SIZE = (16, 16, 8)
 _RESOLUTIONS = ((420, 648), (840, 1296))
 _TV_WEIGHT = 10.0
 _COLUMNS = (*rows.WHERE, "height", "width", "photographs", "loop", *rows.TIMES)
-# Steps whose losses must agree before any is timed, and how nearly: rounding grows from step to step.
+# The steps whose losses must agree before any is timed, and how nearly; rounding grows from step to step.
 _CHECKED_STEPS, _TOLERANCE = 8, 1e-4
 
 
@@ -63,7 +63,7 @@ COMPOSED = SimpleNamespace(
 
 
 def photographs(image: Tensor, count: int) -> Tensor:
-    """``count`` photographs ``(count, H, W, 3)`` of one scene ``(H, W, 3)``: exposures of up to a stop either way, white balance, and a vignette, clipped."""
+    """``count`` photographs ``(count, H, W, 3)`` of one scene ``(H, W, 3)``, which differ by up to a stop, in white balance and by a vignette; clipped."""
     generator = torch.Generator().manual_seed(0)
     stops = torch.linspace(-1, 1, count)[torch.randperm(count, generator=generator)]
     balance = 1 + 0.3 * (torch.rand(count, 3, generator=generator) - 0.5)
@@ -80,8 +80,8 @@ class Loop:
 
     Attributes:
         library: what gives ``BilateralGrid``, ``slice`` and ``total_variation_loss``.
-        active: total variation over the step's grid alone.
-        options: of ``BilateralGrid`` beyond its sizes.
+        active: whether total variation is over the step's grid alone.
+        options: of ``BilateralGrid`` besides its sizes.
     """
 
     photos: Tensor
@@ -128,7 +128,7 @@ def loops(photos: Tensor) -> dict[str, Loop]:
 
 
 def check(photos: Tensor) -> float:
-    """The largest relative difference of a loss of ours and of the others'; raises `WrongResultError` where it is more than rounding."""
+    """The largest relative difference between our losses and the others'; raises `WrongResultError` if it is more than rounding."""
     curves = {name: loop.losses(_CHECKED_STEPS) for name, loop in loops(photos).items() if name != ACTIVE}
     ours = curves.pop(OURS)
     worst = max(abs(a - b) / b for curve in curves.values() for a, b in zip(ours, curve, strict=True))
@@ -158,11 +158,12 @@ def splatting(
 ) -> int:
     """Times a step of a splatting-like training loop with our colour grids, and with others', on the GPU if there is one and else on the CPU.
 
-    A scene, here an image, is learned from photographs of it that differ in exposure and white balance; a colour grid for each photograph takes up the difference, as in
-    gsplat and nerfstudio. A step draws one photograph, slices its grid at the scene's pixels, and updates scene and grids by Adam, with total variation on the grids.
+    A scene, here an image, is learned from photographs of it that differ in exposure and white balance; a colour grid for each photograph takes up the
+    difference, as in gsplat and nerfstudio. A step draws one photograph, slices its grid at the scene's pixels, and updates scene and grids by Adam, with total
+    variation on the grids.
 
-    Before, the losses are compared over 8 steps; the exit code is 1 where they differ. lib_bilagrid takes part where it is on PYTHONPATH (gsplat's folder
-    examples, with tensorly).
+    First the losses are compared over 8 steps; the exit code is 1 if they differ. lib_bilagrid takes part if it is on PYTHONPATH (gsplat's folder examples,
+    with tensorly).
 
     examples:
       python -m perf.splatting --threads 2 --resolution 840x1296 --photographs 200

@@ -22,7 +22,7 @@ from perf.rows import Machine, Row
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is measured unless something else is named."""
+    """What is measured by default."""
 
     resolutions: Sequence[tuple[int, int]]
     dtypes: Sequence[str]
@@ -112,10 +112,10 @@ def sweep(
     predict_: _Gpu = None,
     plot: _Files = None,
 ) -> int:
-    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU; what solves until it is
-    near enough (colorize, method="global") takes as long as its image asks, and is left out. Each result is first checked against a plain
-    float64 computation; a wrong one is reported, never timed, and the exit code is then 1. Speeds are those of the bytes that an operator must move, beside a copy's measured in the same run. All combinations of
-    operators, directions, resolutions, dtypes, grids and guides that mean something are measured.
+    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU. Left out is what solves until it is near
+    enough (colorize, method="global"), since its time depends on the image. Each result is first checked against a plain float64 computation; a wrong one
+    is reported, never timed, and the exit code is then 1. A speed is that of the bytes that an operator must move, and stands beside that of a copy in
+    the same run. Measured are all combinations of operators, directions, resolutions, dtypes, grids and guides that make sense.
 
     OUT gets rows.csv, a row as soon as it is measured, and the plots throughput_*.png (against resolution) and roofline_*.png
     (against arithmetic intensity), each also as .svg. Ctrl-C keeps what there is, draws it and exits with 130.
@@ -125,14 +125,14 @@ def sweep(
           a few sizes in float32 on a photograph: under a minute on two cores once the kernels are compiled
       python -m perf.sweep --operators slice_apply --resolutions 1080p 4k 1200x1600 --grids 16x16x8 --dtypes float32 float16
       python -m perf.sweep --resume
-          goes on where an interrupted run left off
+          continues an interrupted run
       python -m perf.sweep --quick --predict H100
-          draws beside it, dashed, what an H100 would need at the least; needs no GPU
+          also draws dashed lines: what an H100 would need at the least; needs no GPU
       python -m perf.sweep --plot a/rows.csv b/rows.csv --out plots
           draws plots again, from rows alone
 
     Args:
-        quick: a representative part; what is named besides still holds
+        quick: measure a representative part; other options still hold
         operators: %(choices)s
         directions: forward; backward: the gradients by every tensor
         resolutions: 256, 512, 1080p, 4k, 8k or HEIGHTxWIDTH; what memory does not hold is left out
@@ -145,7 +145,7 @@ def sweep(
         resume: keep the rows in OUT and measure what they lack, on this device with these versions
         overwrite: drop the rows in OUT
         predict_: also draw a lower bound of the times on a named GPU, computed without it: %(choices)s
-        plot: measure nothing, draw the rows of these CSV files into OUT
+        plot: measure nothing, only draw the rows of these CSV files into OUT
     """
     if resume and overwrite:
         raise Refusal("--overwrite is not allowed with --resume")

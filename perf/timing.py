@@ -13,9 +13,9 @@ import torch
 
 Work = Callable[[], object]
 
-# Beyond the last cache of any machine here: what is copied comes from memory.
+# Larger than the last-level cache of any machine here, so that what is copied comes from memory.
 _COPIED_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
-# What is overwritten between runs leaves the L2 cache, and takes a GPU so long that the host has the next run in the queue by then: its own time stays out.
+# Overwritten between runs, which empties the L2 cache, and takes a GPU so long that the host has queued the next run by then: the host's own time stays out.
 _FLUSHED_BYTES = 2**30
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _MOST_REPEATS = 500
@@ -50,7 +50,7 @@ def measure(work: Work, device: torch.device, *, seconds: float, repeats: int) -
 
 
 def take_turns(works: dict[str, Work], device: torch.device, repeats: int) -> dict[str, Times]:
-    """The times of each work, one after another in every round and in the opposite order in every second, after one round that is not counted.
+    """The times of each work. All take turns in every round, in the opposite order in every second one; a first round is not counted.
 
     Between any two a cache is overwritten, so that none begins with what the one before it left there.
     """
@@ -69,13 +69,13 @@ def take_turns(works: dict[str, Work], device: torch.device, repeats: int) -> di
 
 
 def _rest() -> Work:
-    """Overwrites a CPU's caches, on one thread: pools of threads that still spin from the work before come to rest meanwhile."""
+    """Gives a function that overwrites a CPU's caches on one thread, while pools of threads that still spin from the work before come to rest."""
     flushed = np.empty(_COPIED_BYTES["cpu"], dtype=np.int8)
     return lambda: flushed.fill(0)
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -94,7 +94,7 @@ def _on_cpu(work: Work, seconds: float, repeats: int) -> list[float]:
 
 
 def _events(work: Work, flushed: torch.Tensor) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    """Events around one run that is on its way."""
+    """Starts one run, and gives the events around it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flushed.zero_()
     start.record()

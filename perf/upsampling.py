@@ -1,4 +1,4 @@
-"""Ways of bringing an edit of a small image to full size, by how near they come: ``python -m perf.upsampling``."""
+"""How near several methods come that bring an edit of a small image to full size: ``python -m perf.upsampling``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAIR_FACTORS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Case:
-    """A small image, what became of it, the large image and the truth."""
+    """A small image ``low`` and its edit ``target``, the large image ``high`` and its edit, the ``truth``."""
 
     image: str
     operator: str
@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """PSNR in dB of each method; ``wins`` where fast and global both are above affine and jbu."""
+    """PSNR in dB of each method. It ``wins`` if fast and global are both above affine and jbu."""
 
     image: str
     operator: str
@@ -67,7 +67,7 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
 
 def _local_contrast(image: Tensor) -> Tensor:
-    """What a bilateral filter takes away, twice."""
+    """Local contrast doubled: what a bilateral filter takes away is added once more."""
     gray = luma(image)[:, None]
     sigma = 0.06 * max(image.shape[2:])
     return image + gray - bilagrid.bilateral_filter(gray, sigma_space=sigma, sigma_color=0.2)
@@ -116,7 +116,7 @@ def photographs(names: Sequence[str]) -> Iterator[Case]:
 
 
 def pair(source: Path, edited: Path) -> Iterator[Case]:
-    """The pair of two files, shrunk by each factor."""
+    """An image and its edit, from two files, shrunk by each factor."""
     from bilagrid import images
 
     pictures = [images.read(path) for path in (source, edited)]
@@ -194,7 +194,7 @@ def upsampling(
 
     Args:
         only: of %(choices)s (default: all)
-        pair_: two files beside them: an image and an edit of it, shrunk by 2, 4, 8
+        pair_: also an image and an edit of it, from two files, shrunk by 2, 4 and 8
         out: write DIR/upsampling.csv
         overwrite: replace DIR/upsampling.csv
     """

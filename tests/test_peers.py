@@ -355,4 +355,5 @@ def test_gpu_checks_tell_what_failed_from_what_lacks(
     assert "expected one of correct, twice, stream, graph" in capsys.readouterr().err
     if not HAS_CUDA:
         assert gpu_checks.main(["graph"]) == 2
-        assert capsys.readouterr().err == "perf.gpu_checks: torch sees no GPU here\n"
+        needs = "perf.gpu_checks: torch sees no GPU here; --device cpu does those that need none\n"
+        assert capsys.readouterr().err == needs
