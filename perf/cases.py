@@ -130,7 +130,7 @@ class Problem:
 
 
 # What is composed of the operators.
-EDITS = ("fit", "guided_upsample", "tonemap", "equalize_histogram", "merge_flash")
+EDITS = ("fit", "guided_upsample", "tonemap", "equalize_histogram", "merge_flash", "colorize")
 OPERATORS = (
     "splat",
     "blur",
@@ -146,10 +146,12 @@ OPERATORS = (
     "joint_bilateral_upsample",
     *EDITS,
 )
+# Those that take as many steps as their values ask for, which nobody knows beforehand.
+SOLVED = ("colorize",)
 # Those that run on grids of 12 coefficients alone, those on a filter's, and those that need none or choose it themselves.
 _MAPS = ("slice_apply", "slice_apply_luma", "slice_apply_bank", "slice_points", "total_variation", *EDITS[:2])
 _FILTERS = ("blur", "bilateral_filter_gray", "bilateral_filter_colour", "joint_bilateral_upsample")
-_OWN_GRID = ("curves", "tonemap", "equalize_histogram", "merge_flash")
+_OWN_GRID = ("curves", *EDITS[2:])
 
 
 def cost(case: Case, sizes: costs.Sizes) -> costs.Cost:

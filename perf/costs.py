@@ -6,6 +6,7 @@ read. A backward pass gives the gradients by all tensors.
 
 **Arithmetic**: the additions and multiplications of the formulas as printed, each counted as one: 24 for a pixel's three coordinates and eight weights, 16 for a
 channel read from eight nodes or added to them. Kernels may need fewer (the rows of an image share their interpolation in y), or more instructions for indices.
+`colorize`, which solves step by step, counts one step: the number of steps depends on the image.
 """
 
 from __future__ import annotations
@@ -122,6 +123,17 @@ def _equalize_flops(s: Sizes) -> int:
     return histograms + s.pixels * (_LUMA + _WEIGHTS + 2 * _CORNERS + 5 * s.channels)
 
 
+# Of a node and channel in one step of conjugate gradients: the matrix (6 links, each a difference, a product and a sum, and the mass), its diagonal's inverse,
+# two dot products and three vectors added up.
+_STEP = 6 * 3 + 2 + 1 + 2 * 2 + 3 * 2
+
+
+def _colorize_flops(s: Sizes) -> int:
+    # Strokes of two channels and their weight, and the pixels themselves; two channels of chroma come back.
+    pixels = _WEIGHTS + 4 * _CORNERS + _WEIGHTS + 2 * _CORNERS + 2 * _LUMA + 5 * _COLOURS
+    return s.pixels * pixels + s.nodes * 2 * _STEP
+
+
 def _flash_flops(s: Sizes) -> int:
     # Both images are filtered together by the guide of one, and the darker one by its own.
     return _filter_flops(replace(s, channels=2 * s.channels)) + _filter_flops(s) + s.pixels * (_LUMA + 8 * s.channels)
@@ -217,6 +229,10 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
     ("equalize_histogram", "backward"): lambda s: (5 * s.plane * s.channels, 2 * _equalize_flops(s)),
     ("merge_flash", "forward"): lambda s: (5 * s.plane * s.channels, _flash_flops(s)),
     ("merge_flash", "backward"): lambda s: (8 * s.plane * s.channels, 2 * _flash_flops(s)),
+    # Reads a gray image with its strokes and a mask of a byte a pixel, and the image again to slice; writes colours.
+    ("colorize", "forward"): lambda s: (s.plane * (2 + 2 * _COLOURS) + s.pixels, _colorize_flops(s)),
+    # Reads image and incoming gradient to splat, all four to slice, and writes the gradients by image and strokes.
+    ("colorize", "backward"): lambda s: (s.plane * (3 + 4 * _COLOURS) + s.pixels, 2 * _colorize_flops(s)),
 }
 
 

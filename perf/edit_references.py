@@ -87,9 +87,59 @@ def equalize_histogram(image: Tensor, lattice: Lattice, sigma: tuple[float, floa
     everything = histograms.sum(2, keepdim=True).expand_as(histograms)
     after = (slice(darker, guide, lattice) / slice(everything, guide, lattice))[:, 0]
     chroma = (after / guide.clamp(min=1e-3))[:, None] * (image - guide[:, None])
-    value = after[:, None]
+    return _within_room(after[:, None], chroma)
+
+
+def _within_room(value: Tensor, chroma: Tensor) -> Tensor:
+    """Colours of a luma, their chroma as far as there is room within [0, 1]."""
     room = torch.where(chroma > 0, 1 - value, value).clamp(min=1e-19)
     return value + chroma / (chroma.abs() / room).amax(1, keepdim=True).clamp(min=1)
+
+
+# Of `colorize`: how strongly neighbours along z, y and x are joined, the share of a full cell that each node has more, and the smoothness.
+_JOINED, _LEAK, _SMOOTHNESS = (0.1, 1.0, 1.0), 0.01, 0.01
+
+
+def colorize(image: Tensor, scribbles: Tensor, mask: Tensor, lattice: Lattice) -> Tensor:
+    """The chroma of the strokes, where ``mask`` is true, at the nodes, spread to their neighbours by one solve, added to the gray of one image as far as there is room."""
+    guide, weight = image[:, 0], mask[:, None].to(image.dtype)
+    chroma = (scribbles - luma(scribbles)[:, None])[:, ::2]
+    given = splat(torch.cat([weight * chroma, weight], 1), guide, lattice)[0]
+    pixels = splat(torch.ones_like(weight), guide, lattice)[0, 0] + _LEAK / (lattice.scale[1] * lattice.scale[2])
+    links = []
+    for axis, share in enumerate(_JOINED):
+        one, next_ = (pixels.narrow(axis, first, pixels.shape[axis] - 1) for first in (0, 1))
+        links.append(_SMOOTHNESS * share * 2 * one * next_ / (one + next_))
+    red, blue = slice(_spread(given[:2], given[2], links)[None], guide, lattice).unbind(1)
+    green = -(0.299 * red + 0.114 * blue) / 0.587
+    return _within_room(guide[:, None], torch.stack([red, green, blue], 1))
+
+
+def _spread(right: Tensor, mass: Tensor, links: list[Tensor]) -> Tensor:
+    """x of ``(diag(mass) + L) x = right`` for ``right`` (C, D, Gh, Gw), L of the squared differences that ``links`` weigh: by blocks, each a column of the grid."""
+    depth, rows, columns = mass.shape
+    nodes = torch.arange(depth * rows, device=mass.device).view(depth, rows)
+    diagonal = mass
+    for axis, link in enumerate(links):
+        for before in (0, 1):
+            diagonal = diagonal + torch.nn.functional.pad(link, [0, 0] * (2 - axis) + [before, 1 - before])
+    blocks = torch.diag_embed(diagonal.flatten(0, 1).mT)
+    for link, one, next_ in ((links[0], nodes[:-1], nodes[1:]), (links[1], nodes[:, :-1], nodes[:, 1:])):
+        beside = torch.zeros_like(blocks)
+        beside[:, one.flatten(), next_.flatten()] = -link.flatten(0, 1).mT
+        blocks = blocks + beside + beside.mT
+    across, columns_of = links[2].flatten(0, 1).mT, right.flatten(1, 2).permute(2, 1, 0)
+    # Each column without the one before it: its block, and its right side.
+    matrix, side = [blocks[0]], [columns_of[0]]
+    for column in range(1, columns):
+        link = across[column - 1]
+        solved = torch.linalg.solve(matrix[-1], torch.cat([link.diag(), side[-1]], 1))
+        matrix.append(blocks[column] - link[:, None] * solved[:, : len(link)])
+        side.append(columns_of[column] + link[:, None] * solved[:, len(link) :])
+    found = [torch.linalg.solve(matrix[-1], side[-1])]
+    for column in range(columns - 2, -1, -1):
+        found.append(torch.linalg.solve(matrix[column], side[column] + across[column][:, None] * found[-1]))
+    return torch.stack(found[::-1]).permute(2, 1, 0).unflatten(1, (depth, rows))
 
 
 def merge_flash(flash: Tensor, dark: Tensor, lattice: Lattice, sigma: tuple[float, float, float]) -> Tensor:

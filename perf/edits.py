@@ -13,11 +13,13 @@ from torch.nn.functional import interpolate
 import bilagrid
 from bilagrid import Lattice
 from bilagrid.filters import filter_lattice
-from perf import costs, edit_references
+from perf import costs, edit_references, references
 from perf.cases import LOW, Case, GridSpec, Problem, Tensors
 from perf.inputs import Draw, picture
 
 _DECADES = 4  # of the scene that is tone mapped
+_STROKES = 0.03  # of the pixels, coloured by hand
+_COLOUR_NODES = 48  # of `colorize`, along the longer side
 
 
 def _edited(image: Tensor) -> Tensor:
@@ -113,10 +115,29 @@ _merge_flash = _alone(
     guide_range=(0.0, 1.0),
 )
 
+
+def _colorize(case: Case, spec: GridSpec, draw: Draw, dtype: torch.dtype) -> Problem:
+    image = picture(case.guide, *case.image, draw.device)
+    mask = draw.uniform(1, *case.image) < _STROKES
+    mask[:, 0, 0] = True
+    tensors = {"image": references.luma(image)[:, None].to(dtype), "scribbles": image.to(dtype)}
+    window = max(max(case.image) / _COLOUR_NODES, 1.0)
+    lattice, _ = Lattice.from_sigma(window, 0.05, case.image, nodes_per_sigma=(1.0, 1.0, 1.0))
+    return Problem(
+        tensors,
+        lambda t: bilagrid.colorize(t["image"], t["scribbles"], mask),
+        lambda t: edit_references.colorize(t["image"], t["scribbles"], mask, lattice),
+        _sizes(tensors["image"], lattice),
+        lattice.size,
+        magnified=10,
+    )
+
+
 BUILDERS: dict[str, Callable[[Case, GridSpec, Draw, torch.dtype], Problem]] = {
     "fit": _fit,
     "guided_upsample": _guided_upsample,
     "tonemap": _tonemap,
     "equalize_histogram": _equalize_histogram,
     "merge_flash": _merge_flash,
+    "colorize": _colorize,
 }

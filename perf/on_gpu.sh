@@ -121,7 +121,7 @@ sweep() {
         slice_apply_luma slice_apply_bank curves total_variation bilateral_filter_gray bilateral_filter_colour \
         joint_bilateral_upsample || status=$?
     "$python" -m perf.sweep --device cuda --resume --out "$out" --resolutions 4k --dtypes float32 --grids 16x16x8 \
-        --guides "${guides[0]}" --seconds 0.1 --operators fit guided_upsample tonemap equalize_histogram merge_flash || status=$?
+        --guides "${guides[0]}" --seconds 0.1 --operators fit guided_upsample tonemap equalize_histogram merge_flash colorize || status=$?
     return "$status"
 }
 

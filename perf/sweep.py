@@ -112,8 +112,8 @@ def sweep(
     predict_: _Gpu = None,
     plot: _Files = None,
 ) -> int:
-    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU. Left out is what solves until it is near
-    enough (colorize, method="global"), since its time depends on the image. Each result is first checked against a plain float64 computation; a wrong one
+    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU. A function that has several methods
+    is measured by its default. Each result is first checked against a plain float64 computation; a wrong one
     is reported, never timed, and the exit code is then 1. A speed is that of the bytes that an operator must move, and stands beside that of a copy in
     the same run. Measured are all combinations of operators, directions, resolutions, dtypes, grids and guides that make sense.
 
@@ -244,7 +244,8 @@ def _plot(files: Sequence[Path], out: Path, gpu: str | None) -> None:
 def _predict(wanted: Sequence[Case], gpu: str, out: Path) -> Path:
     """Writes the predicted rows beside the measured ones."""
     file = rows.RowFile(out / f"predicted_{_slug(gpu)}.csv", overwrite=True)
-    for case in _progress([case for case in wanted if _fits(case, torch.device("cpu"))], "predicted"):
+    wanted = [case for case in wanted if case.operator not in cases.SOLVED and _fits(case, torch.device("cpu"))]
+    for case in _progress(wanted, "predicted"):
         file.add(predict.row(case, gpu))
     return file.path
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bilagrid
-from perf import cases, checks, costs, plots, problems, rows, sweep, timing
+from perf import cases, checks, costs, plots, predict, problems, rows, sweep, timing
 from perf.cases import Case, GridSpec
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
@@ -111,6 +111,8 @@ def test_a_sweep_leaves_rows_and_plots_that_are_drawn_again_from_rows_alone(tmp_
         ("tonemap", "forward", 36),
         ("merge_flash", "forward", 60),
         ("merge_flash", "backward", 96),
+        ("colorize", "forward", 33),
+        ("colorize", "backward", 61),
     ],
 )
 def test_bytes_a_pixel_are_those_of_the_design(operator: str, direction: str, bytes_a_pixel: int) -> None:
@@ -232,6 +234,18 @@ def test_resume_measures_what_is_lacking(
     assert [row["torch"] for row in table(tmp_path)] == ["2", "2", "3", "3"]
     assert run(tmp_path, "--overwrite") == 0
     assert len(table(tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_what_takes_steps_by_its_values_is_measured_and_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        predict, "row", lambda case, gpu: a_row(operator=case.operator, device=gpu, implementation=rows.PREDICTED)
+    )
+    assert run(tmp_path, "--predict", "H100", "--directions", "forward", operators="curves colorize") == 0
+    assert [row["operator"] for row in table(tmp_path)] == ["curves", "colorize"]
+    assert [row.operator for row in rows.read(tmp_path / "predicted_h100.csv")] == ["curves"]
 
 
 @needs_matplotlib
