@@ -54,6 +54,7 @@ def _combine_kernel(
     CHANNEL_TILES: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
     TILES: tl.constexpr = (D + PLANES - 1) // PLANES * CHANNEL_TILES
     QUADS: tl.constexpr = (TILE_C + 3) // 4
+    STRIDE: tl.constexpr = TILES * QUADS * PLANES * 16
     # A sum for each thread, or registers spill.
     PADDED: tl.constexpr = max(triton.next_power_of_2(4 * QUADS), 32 // PLANES)
     pid = tl.program_id(0)
@@ -70,6 +71,7 @@ def _combine_kernel(
     acc = tl.zeros([PLANES, PADDED], ACC)
     for up in range(2):
         cell_y = node_y - up
+        row_ptr = partial_ptr + (n * cells_y + cell_y) * strips * blocks * slots * STRIDE + up * 4
         rows = 0
         if (cell_y >= 0) & (cell_y < cells_y):
             rows = end_of_cell(cell_y, per_y, scale_y, anchor_y, top, slack_y, Gh, H, ACC)
@@ -89,13 +91,12 @@ def _combine_kernel(
                 if COLUMNS:
                     block = first_block + part % across
                     _x, first_cell, _x1 = coordinate(block * COLUMNS + left, scale_x, anchor_x, Gw, ACC)
-                    strip = (n * cells_y + cell_y) * strips + part // across
-                    index = (strip * blocks + block) * slots + (cell_x - first_cell)
+                    index = (part // across * blocks + block) * slots + (cell_x - first_cell)
                 else:
-                    index = ((n * cells_y + cell_y) * strips + part) * blocks + first_block
-                index = index * (TILES * QUADS * PLANES * 16) + (right * 8 + up * 4)
+                    index = part * blocks + first_block
+                sum_ptr = row_ptr + index.to(tl.int64)[:, None, None] * STRIDE + (place + right * 8)[None, :, :]
                 mask = (part < count)[:, None, None] & (c < TILE_C)[None, :, :]
-                sums = tl.load(partial_ptr + index[:, None, None] + place[None, :, :], mask=mask, other=0.0)
+                sums = tl.load(sum_ptr, mask=mask, other=0.0)
                 acc += tl.sum(sums, axis=0)
     z += tile // CHANNEL_TILES * PLANES
     c += tile % CHANNEL_TILES * TILE_C
