@@ -34,7 +34,7 @@ class Lattice:
     Attributes:
         kind: the mapping: ``"cell_centered"``, ``"half_pixel"``, ``"corner_aligned"`` or ``"sigma"``.
         size: nodes ``(D, Gh, Gw)``.
-        image_size: pixels ``(H, W)`` of the whole image.
+        image_size: pixels ``(H, W)`` of the whole image. Operators take a smaller one for the tile that begins at ``origin``, and refuse one that reaches beyond.
         origin: ``(top, left)`` of the tile in the whole image, in pixels.
         steps: for ``"sigma"`` alone, the six numbers scale and offset, each ``(z, y, x)``.
         steps_size: for ``"sigma"`` alone, the image ``(H, W)`` in whose pixels the steps are given; ``image_size`` differs from it after `resize`.

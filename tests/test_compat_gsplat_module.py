@@ -137,6 +137,20 @@ def test_transforms() -> None:
         assert_near(slope, torch.autograd.grad(function(leaf, *first[1:]).square().sum(), leaf)[0])
 
 
+def test_a_transform_may_return_the_dictionary() -> None:
+    grids, xy, rgb = module(1, (2, 3, 3), torch.float32), pixel_grid(4, 5), torch.rand(3, 1, 4, 5, 3)
+    mapped = torch.func.vmap(lambda rgb: gsplat.slice(grids, xy, rgb, 0))(rgb)
+
+    def loss(rgb: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out = gsplat.slice(grids, xy, rgb, 0)
+        return out["rgb"].sum(), out
+
+    beside = torch.func.grad(loss, has_aux=True)(rgb[0])[1]
+    for name, wanted in gsplat.slice(grids, xy, rgb[0], 0).items():
+        assert_near(mapped[name][0], wanted)
+        assert_near(beside[name], wanted)
+
+
 def test_a_default_device_has_no_say() -> None:
     grids, xy, rgb = module(2, (2, 3, 3), torch.float32, gauge=True), pixel_grid(4, 5), torch.rand(1, 4, 5, 3)
     wanted = gsplat.slice(grids, xy, rgb, 1)["rgb"]

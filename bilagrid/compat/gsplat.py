@@ -171,8 +171,8 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
         return module._read(affine_maps, grids, xy, rgb, index)
 
     colors = bil_grids(xy, rgb, index, transform=True)
-    if torch.compiler.is_compiling():
-        # A graph does not compute what it does not use.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        # A graph does not compute what it does not use, and a transform ends before maps would be read.
         return {"rgb": colors, "rgb_affine_mats": maps()}
     sliced: Any = Sliced(colors, maps, (xy, rgb, grids))
     return sliced
