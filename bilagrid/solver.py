@@ -1,14 +1,16 @@
-"""Conjugate gradients over grids, for what is fitted or solved on a lattice."""
+"""Solves for what is fitted on a lattice: conjugate gradients over a whole grid, and a small block of its own for each cell."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilagrid.filters import can_be_looked_at
 from bilagrid.ops._backend import has_values
+from bilagrid.ops._function import Function
 from bilagrid.ops._same_bits import summed
 
 _STEPS_BETWEEN_LOOKS = 8
@@ -52,3 +54,26 @@ def conjugate_gradients(
         before, error = error, dot(residual, preconditioned)
         direction = preconditioned + torch.where(open_, error / before, 0) * direction
     return x
+
+
+def solve_blocks(blocks: Tensor, right: Tensor) -> Tensor:
+    """``x = A⁻¹ B``, ``(..., n, m)``, by Cholesky, for blocks A ``(..., n, n)``, symmetric and positive definite, and ``right`` B ``(..., n, m)``."""
+    return _SolveBlocks.apply(blocks, right)
+
+
+class _SolveBlocks(Function):
+    """The gradient by B is another solve, ``λ``, and that by A is ``-λ xᵀ``. Torch's own takes matrix products, which autocast rounds to half types."""
+
+    @staticmethod
+    def forward(blocks: Tensor, right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right, torch.linalg.cholesky_ex(blocks).L)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        blocks, x = ctx.saved_tensors
+        by_right = _SolveBlocks.apply(blocks, grad)
+        return -(by_right.unsqueeze(-2) * x.unsqueeze(-3)).sum(-1), by_right

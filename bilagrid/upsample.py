@@ -18,7 +18,7 @@ from bilagrid.ops._same_bits import spread, summed
 from bilagrid.ops.blur import blur
 from bilagrid.ops.slice_apply import slice_apply, slice_apply_bwd_grid_, slice_apply_bwd_pixels_
 from bilagrid.ops.splat import splat_
-from bilagrid.solver import conjugate_gradients
+from bilagrid.solver import conjugate_gradients, solve_blocks
 
 _METHODS = ("fast", "global")
 
@@ -292,7 +292,7 @@ def _solve_cells(gram: Tensor, right: Tensor, power: Tensor) -> Tensor:
     prior = power[at_cells] * (_PRIOR + _rounding(gram) * gram[:, -1:, -1])
     right = right + prior.unsqueeze(1) * gain[:, None, None] * identity[at_cells]
     blocks = gram.permute(0, 3, 4, 5, 1, 2) + torch.diag_embed(prior.movedim(1, -1))
-    maps = torch.cholesky_solve(right.permute(0, 3, 4, 5, 2, 1), torch.linalg.cholesky_ex(blocks).L)
+    maps = solve_blocks(blocks, right.permute(0, 3, 4, 5, 2, 1))
     return maps.permute(0, 5, 4, 1, 2, 3).flatten(1, 2)
 
 

@@ -278,16 +278,21 @@ def test_autocast_changes_nothing(half: torch.dtype) -> None:
 
     module = modules.Curves(3, knots=4)
 
-    def second(image: Tensor) -> tuple[Tensor, ...]:
+    def both(run: Callable[[Tensor], Tensor], *others: Tensor) -> tuple[Tensor, ...]:
         leaf = image.clone().requires_grad_()
-        (first,) = torch.autograd.grad(module(leaf).square().sum(), leaf, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), tuple(module.parameters()), allow_unused=True)
+        (first,) = torch.autograd.grad(run(leaf).square().sum(), leaf, create_graph=True)
+        return first, *torch.autograd.grad(first.square().sum(), (leaf, *others), allow_unused=True)
 
-    wanted = second(image)
-    with torch.autocast("cpu", dtype=half):
-        found = second(image)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for given in (
+        (module, *module.parameters()),
+        (lambda image: bilagrid.fit(image, image.square(), size=(2, 2, 3)),),
+        (lambda image: bilagrid.fit(image, image.square(), size=(2, 2, 3), method="global"),),
+    ):
+        wanted = both(*given)
+        with torch.autocast("cpu", dtype=half):
+            found = both(*given)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
