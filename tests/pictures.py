@@ -8,6 +8,9 @@ data = pytest.importorskip("skimage.data")
 pytest.importorskip("tyro")
 pytest.importorskip("tqdm")
 
+# Files by suffix and type of their values.
+KINDS = [("png", "uint8"), ("png", "uint16"), ("tif", "uint8"), ("tif", "uint16"), ("tif", "float"), ("jpg", "uint8")]
+
 
 def photograph(height=60, width=80, channels=3, kind="uint8"):
     values = data.coffee()[100 : 100 + height, 150 : 150 + width].astype(np.float64) / 255
@@ -41,3 +44,12 @@ def load(path):
     file = oiio.ImageInput.open(str(path), config)
     assert file, oiio.geterror()
     return np.asarray(file.read_image(oiio.UNKNOWN)).reshape(file.spec().height, file.spec().width, -1), file.spec()
+
+
+def album(tmp_path, *names):
+    """A folder of photographs under these names."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        save(folder / name, photograph())
+    return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import photograph, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import album  # isort: skip -- it skips where packages are missing
 
 from bilagrid import images
 from bilagrid.__main__ import main
@@ -18,34 +18,30 @@ refused = run.refused
 
 
 @pytest.fixture
-def album(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        save(folder / name, photograph())
-    return folder
+def folder(tmp_path):
+    return album(tmp_path, "a.png", "b.png")
 
 
-def test_a_closed_folder_is_told_before_any_work(tmp_path, album, capsys, monkeypatch):
+def test_a_closed_folder_is_told_before_any_work(tmp_path, folder, capsys, monkeypatch):
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr(images, "read", lambda path: pytest.fail(f"{path} is read"))
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
     for out in (tmp_path / "closed", tmp_path / "closed" / "new" / "newer"):
-        assert "closed: may not be written to, choose another folder" in refused(capsys, "filter", album, out)
-    assert "a.png: must be a folder to hold out, is none" in refused(capsys, "filter", album, album / "a.png" / "out")
+        assert "closed: may not be written to, choose another folder" in refused(capsys, "filter", folder, out)
+    assert "a.png: must be a folder to hold out, is none" in refused(capsys, "filter", folder, folder / "a.png" / "out")
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names of files are Unicode there")
-def test_names_of_other_encodings(tmp_path, album):
+def test_names_of_other_encodings(tmp_path, folder):
     name = os.fsdecode(b"M\xf6we.png")
-    (album / "a.png").rename(album / name)
-    done = attempt("-m", "bilagrid", "filter", album, tmp_path / "out")
+    (folder / "a.png").rename(folder / name)
+    done = attempt("-m", "bilagrid", "filter", folder, tmp_path / "out")
     assert done.returncode == 2
     assert "we.png: cannot be read: its name is not in UTF-8, rename it\n" in done.stderr
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path / "out") == ["b.png"]
-    done = attempt("-m", "bilagrid", "filter", album / "b.png", tmp_path / name)
+    done = attempt("-m", "bilagrid", "filter", folder / "b.png", tmp_path / name)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / name).exists()
 
@@ -59,8 +55,8 @@ def test_help_is_broken_where_the_terminal_ends(monkeypatch, capsys):
     assert "\n    filters a photograph that comes with scikit-image" in help_
 
 
-def test_signs_that_the_terminal_lacks_end_no_work(tmp_path, album):
-    done = attempt("-m", "bilagrid", "filter", album / "a.png", tmp_path / "Möwe.png", PYTHONIOENCODING="ascii")
+def test_signs_that_the_terminal_lacks_end_no_work(tmp_path, folder):
+    done = attempt("-m", "bilagrid", "filter", folder / "a.png", tmp_path / "Möwe.png", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"wrote {tmp_path}/M?we.png\n"
     assert (tmp_path / "Möwe.png").exists()

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pictures import load, oiio, photograph, save  # isort: skip -- it skips where packages are missing
+from tests.pictures import KINDS, load, oiio, photograph, save  # isort: skip -- it skips where packages are missing
 
 import bilagrid
 from bilagrid.__main__ import main
-from tests.test_cli import KINDS, refused, run
+from tests.commands import CommandLine
+
+run = CommandLine(main)
+refused = run.refused
 
 
 def tensor(values):

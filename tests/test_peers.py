@@ -22,9 +22,9 @@ from perf import adapters, cases, checks, gpu_checks, peers, plots, rows, sweep,
 from perf.adapters import Peer
 from perf.cases import Case, Problem, Tensors
 from tests.conftest import HAS_CUDA
+from tests.measured import MACHINE
 
 CPU = torch.device("cpu")
-MACHINE = rows.Machine("a CPU", "3", "2", "", "0", "numba", 10e9, 100e9)
 SMALL = ["--resolution", "20x36", "--guide", "random", "--repeats", "2", "--device", "cpu"]
 SCRIPT = Path(__file__).parents[1] / "perf" / "on_gpu.sh"
 
