@@ -1,7 +1,12 @@
-"""Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU."""
+"""Bilateral-grid operators for PyTorch: splat, blur, slice and the fused slice-and-apply, with every gradient, on CPU and GPU.
+
+Images and values are ``(N, C, H, W)``, guides ``(N, H, W)``, grids ``(N, C, D, Gh, Gw)``; a `Lattice` says where pixels land in a grid. `bilagrid.nn` has the
+functions as modules, `bilagrid.compat` the interfaces of other libraries.
+"""
 
 from bilagrid import commands
 
+# Only where `python -m` runs a command of ours, before torch: that takes seconds to import, and Ctrl-C should end them without a traceback.
 if commands.starting():
     commands.end_on_interrupt()
     commands.end_on_missing()

@@ -28,8 +28,8 @@ if not HAS_CUDA:
     interpreter.hasten()
     # Now, while the flag is set: a test may take it away, and what is decorated then would ask for a GPU.
     with contextlib.suppress(ImportError):
-        for op in ("splat", "blur", "slice", "slice_apply", "slice_points", "curves", "total_variation"):
-            importlib.import_module(f"bilagrid.gpu.{op}")
+        for op in Path(_backend.__file__).parent.glob("[!_]*.py"):
+            importlib.import_module(f"bilagrid.gpu.{op.stem}")
 
 BACKENDS = ["numba", "cuda" if HAS_CUDA else "interpreter"]
 
