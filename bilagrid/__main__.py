@@ -211,11 +211,6 @@ def tonemap(
     for name, value, least in (("--contrast", contrast, 1.0), ("--gamma", gamma, 0.001)):
         if not (math.isfinite(value) and value >= least):
             raise Refusal(f"{name} must be a number, at least {least:g}, got {value:g}")
-    if len(paths) < 2:
-        raise Refusal(f"OUT is missing: tonemap {paths[0]} OUT" if paths else "IN and OUT are missing: tonemap IN OUT")
-    jobs = commands.jobs(paths[:-1], paths[-1], images.FLOATS, images.PICTURES)
-    refuse_same([source for source, _ in jobs], [target for _, target in jobs])
-    todo = unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
 
     def develop(source: Path, target: Path) -> None:
         radiance = images.read(source)
@@ -235,7 +230,9 @@ def tonemap(
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, picture.values, picture, alpha=picture.alpha)
 
-    commands.work(jobs, todo, develop, single=len(jobs) == 1 and not paths[0].is_dir())
+    commands.each_file(
+        "tonemap", paths, develop, images.FLOATS, images.PICTURES, overwrite=overwrite, skip_existing=skip_existing
+    )
 
 
 # The commands by name; the arguments and help of each are its function's.

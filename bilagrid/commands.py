@@ -230,6 +230,31 @@ def refuse_same(sources: Sequence[Path], targets: Sequence[Path]) -> None:
             raise Refusal(f"{target}: is an input, choose another name to write to")
 
 
+def each_file(
+    command: str,
+    paths: Sequence[Path],
+    do: Callable[[Path, Path], None],
+    suffixes: Sequence[str],
+    targets: Sequence[str] | None = None,
+    *,
+    read_too: Sequence[Path] = (),
+    overwrite: bool,
+    skip_existing: bool,
+) -> None:
+    """Does ``do(source, target)`` for each file of ``paths``, of which the last is the file or folder to write to; ``suffixes`` and ``targets`` as for `jobs`.
+
+    No target may be a source, nor a file that is ``read_too``.
+    """
+    if len(paths) < 2:
+        raise Refusal(
+            f"OUT is missing: {command} {paths[0]} OUT" if paths else f"IN and OUT are missing: {command} IN OUT"
+        )
+    pairs = jobs(paths[:-1], paths[-1], suffixes, targets)
+    refuse_same([*(source for source, _ in pairs), *read_too], [target for _, target in pairs])
+    todo = unwritten(pairs, overwrite=overwrite, skip_existing=skip_existing)
+    work(pairs, todo, do, single=len(pairs) == 1 and not paths[0].is_dir())
+
+
 def work(pairs: list[Job], todo: list[Job], do: Callable[[Path, Path], None], *, single: bool) -> None:
     """Does each job in ``todo`` under a progress bar, and says how many of all ``pairs`` were written. A job that fails is told at the end, after the others."""
     from tqdm import tqdm

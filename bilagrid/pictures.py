@@ -70,13 +70,6 @@ def each(
     skip_existing: bool,
 ) -> None:
     """Writes what ``process`` makes of each picture, with that one's depth, alpha and metadata. The last of the paths is the file or folder to write to."""
-    if len(paths) < 2:
-        raise Refusal(
-            f"OUT is missing: {command} {paths[0]} OUT" if paths else f"IN and OUT are missing: {command} IN OUT"
-        )
-    jobs = commands.jobs(paths[:-1], paths[-1], images.SUFFIXES)
-    commands.refuse_same([*(source for source, _ in jobs), *read_too], [target for _, target in jobs])
-    todo = commands.unwritten(jobs, overwrite=overwrite, skip_existing=skip_existing)
 
     def do(source: Path, target: Path) -> None:
         picture = images.read(source)
@@ -85,4 +78,6 @@ def each(
         target.parent.mkdir(parents=True, exist_ok=True)
         images.write(target, result, picture, alpha=picture.alpha)
 
-    commands.work(jobs, todo, do, single=len(jobs) == 1 and not paths[0].is_dir())
+    commands.each_file(
+        command, paths, do, images.SUFFIXES, read_too=read_too, overwrite=overwrite, skip_existing=skip_existing
+    )
