@@ -10,7 +10,7 @@ from torch import Tensor
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks
 from bilagrid.ops._bilinear import bilinear_
-from bilagrid.ops._dtypes import widened, without_autocast
+from bilagrid.ops._dtypes import compute_type, widened, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import own_guide
 from bilagrid.ops._register import Packed, pack, unpack
@@ -222,8 +222,7 @@ def _fit(
     method: str,
 ) -> Tensor:
     """`fit` of checked arguments."""
-    given = [tensor for tensor in (image, target, guide, weight, noise) if tensor is not None]
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in given) else torch.float32
+    dtype = compute_type(image, target, guide, weight, noise)
     image, target = image.to(dtype), target.to(dtype)
     if weight is None:
         weight = torch.ones_like(image[:, 0])

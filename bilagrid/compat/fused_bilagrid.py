@@ -16,10 +16,9 @@ from bilagrid.compat._color_correct import color_correct
 from bilagrid.compat._maps import row_index, transformed
 from bilagrid.compat._places import pixel_grid
 from bilagrid.ops import _checks
+from bilagrid.ops._dtypes import widened
 
 __all__ = ["BilateralGrid", "color_correct", "fused_bilagrid_sample", "pixel_grid", "slice", "total_variation_loss"]
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class BilateralGrid(GridBank):
@@ -148,7 +147,7 @@ def _places(
     given = (height is not None, width is not None, offsets is not None)
     if any(given) and not all(given):
         raise ValueError("actual_height, actual_width and patch_offsets must be given together, or none of them")
-    rgb = rgb.float() if rgb.dtype in _HALVES else rgb
+    rgb = widened(rgb)
     if height is not None and width is not None and offsets is not None:
         return _of_patches(rgb, height, width, offsets), rgb
     if xy is not None and xy.requires_grad and not compute_coords_grad:

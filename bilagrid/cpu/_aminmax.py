@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array, compute_type, load_line
+from bilagrid.cpu._geometry import array, load_line
 from bilagrid.cpu._lanes import extremes
 from bilagrid.cpu._run import Kernel
+from bilagrid.ops._dtypes import compute_type
 
 
 def _aminmax_kernel(start, stop, guide, least, greatest):

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array, compute_type
+from bilagrid.cpu._geometry import array
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._index import check_range
 
 

@@ -10,11 +10,6 @@ from bilagrid.cpu._run import helper
 from bilagrid.lattice import Lattice
 
 
-def compute_type(*tensors: torch.Tensor | None) -> torch.dtype:
-    """float64 where any tensor is float64, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def array(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     """The tensor's memory as it lies, with its strides; a copy only where the type differs."""
     return tensor.detach().to(dtype).numpy()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array, compute_type
+from bilagrid.cpu._geometry import array
 from bilagrid.cpu._lanes import contiguous, weigh_rows
 from bilagrid.cpu._run import Kernel, helper
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._memory import empty_grid_as
 from bilagrid.ops._taps import gaussian_taps
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import array, compute_type
+from bilagrid.cpu._geometry import array
 from bilagrid.cpu._lanes import contiguous
 from bilagrid.cpu._ramps import BLOCK, WIDTH, add_products, add_ramps, add_ramps_bwd
 from bilagrid.cpu._run import Kernel, helper
-from bilagrid.ops._dtypes import promoted
+from bilagrid.ops._dtypes import compute_type, promoted
 
 # Pixels of a row that are gone through at once, and rows whose sums one item adds up: the order of a sum depends on nothing else.
 _STRETCH = 8 * BLOCK

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from bilagrid.cpu._bank import chosen
-from bilagrid.cpu._geometry import Geometry, array, compute_type, is_contiguous, load_line, locate_row
+from bilagrid.cpu._geometry import Geometry, array, is_contiguous, load_line, locate_row
 from bilagrid.cpu._lanes import contiguous, gather_pair
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 
 
 @helper

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.cpu._bank import used
-from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, locate_row
+from bilagrid.cpu._geometry import Geometry, array, load_line, locate_row
 from bilagrid.cpu._lanes import LANES, apply_four
 from bilagrid.cpu._reduction import (
     Bands,
@@ -20,6 +20,7 @@ from bilagrid.cpu._reduction import (
 )
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._luma import LUMA
 from bilagrid.ops._memory import empty_as
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bilagrid.cpu._bank import used
-from bilagrid.cpu._geometry import array, compute_type
+from bilagrid.cpu._geometry import array
 from bilagrid.cpu._run import Kernel, helper
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._index import check_range
 
 # Points of a work item.
@@ -338,7 +339,7 @@ def slice_points_bwd_grid(
             len(chunks), work, given, placed, derivative, order, index is not None, chunks, grid.numpy(), aside
         )
         _add_aside(grids * channels if len(aside) else 0, aside.size, firsts, aside, grid.numpy())
-    return grid.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+    return grid.to(compute_type(values))
 
 
 def _chunks(ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

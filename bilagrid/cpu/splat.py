@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from bilagrid.cpu._geometry import Geometry, array, compute_type, load_line, locate_row
+from bilagrid.cpu._geometry import Geometry, array, load_line, locate_row
 from bilagrid.cpu._reduction import (
     Bands,
     cells_of_tile,
@@ -19,6 +18,7 @@ from bilagrid.cpu._reduction import (
 from bilagrid.cpu._run import Kernel, helper
 from bilagrid.cpu.blur import blur
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._memory import empty_grid
 
 
@@ -91,4 +91,4 @@ def _add_up(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool = False
         *bands.order, at.rows, at.row_weights, at.columns, at.column_weights, grid.numpy(), bands.aside,
     )  # fmt: skip
     bands.add_aside()
-    return grid.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+    return grid.to(compute_type(values))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bilagrid.cpu._bank import chosen
-from bilagrid.cpu._geometry import compute_type
 from bilagrid.cpu._run import Kernel
+from bilagrid.ops._dtypes import compute_type
 
 
 def _total_variation_kernel(start, stop, grid, which, weights, sums):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilagrid.ops import _checks
-from bilagrid.ops._dtypes import promoted, without_autocast
+from bilagrid.ops._dtypes import compute_type, promoted, without_autocast
 from bilagrid.ops._function import Function
 from bilagrid.ops._plain import once
 from bilagrid.ops._register import raw_operator
@@ -82,9 +82,8 @@ def _fake_curves(image: Tensor, *parameters: Tensor) -> Tensor:
 
 def _fake_curves_bwd(image: Tensor, *rest: Any) -> list[Tensor]:
     *parameters, grad_output, by_image = rest
-    double = any(t.dtype == torch.float64 for t in (image, *parameters, grad_output))
     count = sum(parameter.numel() for parameter in parameters)
-    by_parameters = image.new_empty((count,), dtype=torch.float64 if double else torch.float32)
+    by_parameters = image.new_empty((count,), dtype=compute_type(image, *parameters, grad_output))
     return [by_parameters, torch.empty_like(image)] if by_image else [by_parameters]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks, _index
 from bilagrid.ops._bank import to_bank
-from bilagrid.ops._dtypes import widened
+from bilagrid.ops._dtypes import compute_type, widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._luma import LUMA, luma
 from bilagrid.ops._memory import empty_as
@@ -139,10 +139,8 @@ def _fake_slice_apply_bwd_pixels(
 def _fake_slice_apply_bwd_grid(
     guide: Tensor | None, image: Tensor, grad_output: Tensor, lattice: Lattice, *, offset: bool
 ) -> Tensor:
-    given = (guide, image, grad_output)
-    double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in given)
     channels = grad_output.shape[1] * (image.shape[1] + int(offset))
-    dtype = torch.float64 if double else torch.float32
+    dtype = compute_type(guide, image, grad_output)
     return image.new_empty((image.shape[0], channels, *lattice.size), dtype=dtype)
 
 

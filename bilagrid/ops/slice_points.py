@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilagrid.ops import _checks, _index
 from bilagrid.ops._bank import refuse_unless_sparse, to_bank
-from bilagrid.ops._dtypes import widened
+from bilagrid.ops._dtypes import compute_type, widened
 from bilagrid.ops._function import Function
 from bilagrid.ops._register import raw_operator
 from bilagrid.ops._vmap import folded
@@ -127,8 +127,7 @@ def _fake_slice_points_bwd_points(
 def _fake_slice_points_bwd_grid(
     values: Tensor, points: Tensor, index: Tensor | None, size: list[int], derivative: int
 ) -> Tensor:
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.new_empty((size[0], values.shape[3], *size[1:]), dtype=dtype)
+    return values.new_empty((size[0], values.shape[3], *size[1:]), dtype=compute_type(values))
 
 
 def _fold_index(points: Tensor, index: Tensor | None, dim: int | None, batch: int, count: int, banks: bool) -> Tensor:

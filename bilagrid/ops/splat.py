@@ -12,6 +12,7 @@ import bilagrid.ops.slice as adjoint
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _checks, _index
 from bilagrid.ops._bank import raw_collect
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._function import Function
 from bilagrid.ops._memory import empty_grid
 from bilagrid.ops._plain import once
@@ -105,16 +106,12 @@ def splat_blurred_(values: Tensor, guide: Tensor, lattice: Lattice, sigma: tuple
     return _SplatBlurred.apply(values, guide, sigma, pack(lattice))
 
 
-def _grid_dtype(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
-
-
 def _fake_splat(values: Tensor, guide: Tensor, lattice: Lattice, *, dz: bool) -> Tensor:
-    return empty_grid(values, values.shape[1], lattice.size, _grid_dtype(values), interleaved=False)
+    return empty_grid(values, values.shape[1], lattice.size, compute_type(values), interleaved=False)
 
 
 def _fake_splat_blurred(values: Tensor, guide: Tensor, sigma: list[float], lattice: Lattice) -> Tensor:
-    return empty_grid(values, values.shape[1] + 1, lattice.size, _grid_dtype(values), interleaved=True)
+    return empty_grid(values, values.shape[1] + 1, lattice.size, compute_type(values), interleaved=True)
 
 
 _raw_splat = raw_operator("splat", f"splat(Tensor values, Tensor guide, {LATTICE}, bool dz) -> Tensor", _fake_splat)
