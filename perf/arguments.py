@@ -97,12 +97,12 @@ def folder(text: str) -> Path:
 
 
 def count(what: str) -> Callable[[str], int]:
-    """A whole number of ``what``, 1 or more."""
+    """A whole number of ``what``, 1 to 9999."""
 
     @argument
     def parse(text: str) -> int:
         if not re.fullmatch(r"[1-9]\d{0,3}", text):
-            raise ValueError(f"expected a number of {what}, 1 or more, got {text!r}")
+            raise ValueError(f"expected a number of {what}, 1 to 9999, got {text!r}")
         return int(text)
 
     return parse

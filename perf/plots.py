@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from perf import cases
 from perf.inputs import GUIDES
@@ -23,30 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Paul Tol's muted scheme, which color-blind people can tell apart; marks differ too.
+_COLOURS = ["#332288", "#88ccee", "#44aa99", "#ee8866", "#cc6677", "#882255", "#0077bb", "#661100", "#999933", "#117733", "#ddaa33", "#aa4499", "#b07d48", "#004488", "#997700", "#009988", "#ee3377", "#33bbee"]  # fmt: skip
 _LOOKS = dict(
     zip(
         cases.OPERATORS,
         zip(
-            (
-                "#332288",
-                "#88ccee",
-                "#44aa99",
-                "#ee8866",
-                "#cc6677",
-                "#882255",
-                "#0077bb",
-                "#661100",
-                "#999933",
-                "#117733",
-                "#ddaa33",
-                "#aa4499",
-                "#b07d48",
-                "#004488",
-                "#997700",
-                "#009988",
-                "#ee3377",
-                "#33bbee",
-            ),
+            _COLOURS,
             "osDh^vdp<>PX8HoDs^",
             strict=True,
         ),
@@ -59,7 +41,9 @@ _SIZES = {size: name for name, size in cases.RESOLUTIONS.items()}
 
 # In inches. Panels are as high, and the room for names beside them as wide, as the names need, but at least so.
 _PANEL, _PANEL_HEIGHT, _NAMES = 4.0, 3.1, 3.2
-_LEFT, _TOP, _BOTTOM, _BETWEEN = 0.8, 0.44, 0.6, 0.85
+_LEFT, _TOP, _BOTTOM, _BETWEEN = 0.95, 0.44, 0.6, 0.85
+# An axis from end to end, of which powers of ten alone would label too little.
+_FEW_DECADES = 50
 # From a name to the next, of a line above the panels, of a character.
 _NAME_GAP, _LINE, _CHARACTER = 0.18, 0.27, 0.07
 
@@ -224,7 +208,7 @@ def _about(rows: Sequence[Row]) -> str:
 
 def _throughput(rows: Sequence[Row]) -> Figure | None:
     """The bytes that must move, over the time, as a share of a copy's bytes a second."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     rows = [row for row in rows if row.height]
     if not rows:
@@ -237,19 +221,20 @@ def _throughput(rows: Sequence[Row]) -> Figure | None:
     )
     measured = [row for row in rows if row.measured] or rows
     copied = median(row.copy_bytes_per_s for row in measured)
-    sizes = sorted({(row.height, row.width) for row in rows}, key=math.prod)
+    sizes = sorted({(row.height, row.width) for row in rows}, key=lambda size: (math.prod(size), size))
+    labels: dict[int, str] = {}
+    for size in sizes:
+        labels[math.prod(size)] = ", ".join(filter(None, (labels.get(math.prod(size)), _size(size))))
     least, most = (end(row.fraction_of_copy for row in rows) for end in (min, max))
     left, right = 0.8 * math.prod(sizes[0]), 1.25 * math.prod(sizes[-1])
-    places = [_PANEL * math.log(math.prod(size) / left) / math.log(right / left) for size in sizes]
-    ticks = list(map(math.prod, sizes)), staggered(places, list(map(_size, sizes)))
+    places = [_PANEL * math.log(pixels / left) / math.log(right / left) for pixels in labels]
+    ticks = list(labels), staggered(places, list(labels.values()))
     for axes, shown in panels:
         axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.set_xlim(left, right)
-        axes.set_ylim(0.7 * least, max(1.6, 1.3 * most))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(*ticks)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        _log_scale(axes, "y", 0.7 * least, max(1.6, 1.3 * most), lambda share: f"{100 * share:g} %")
         axes.set_ylabel("throughput, of a copy's")
         axes.axhline(1, color=_INK, linewidth=1.2)
         names = [(right, 1.0, f"a copy: {_si(copied)}B/s", _INK)]
@@ -291,17 +276,13 @@ def _roofline(rows: Sequence[Row]) -> Figure | None:
     ridge = max(row.peak_flops_per_s / row.copy_bytes_per_s for row in rows)
     low = 0.5 * min(row.flops / row.bytes for row in marks)
     high = 4 * max(ridge, *(row.flops / row.bytes for row in marks))
+    reached = [row.flops / row.median_s for row in marks]
+    top = max(3 * max(row.peak_flops_per_s for row in rows), 1.3 * max(reached))
     for axes, shown in panels:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(low, high)
-        axes.set_ylim(
-            0.5 * min(row.flops / row.median_s for row in marks), 3 * max(row.peak_flops_per_s for row in rows)
-        )
+        _log_scale(axes, "x", low, high, lambda value: f"{value:g}")
+        _log_scale(axes, "y", 0.5 * min(reached), top, lambda value: _si(value).strip())
         axes.set_xlabel("arithmetic intensity, FLOP a byte")
         axes.set_ylabel("FLOP/s")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{_si(value)}")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         names = []
         for device, of_device in roofs.items():
             copied, peak = (
@@ -321,6 +302,18 @@ def _roofline(rows: Sequence[Row]) -> Figure | None:
             names.append((x, y, label(row), color))
         _name(axes, names)
     return figure
+
+
+def _log_scale(axes: Axes, which: Literal["x", "y"], low: float, high: float, label: Callable[[float], str]) -> None:
+    """A logarithmic axis, labelled at the powers of ten; where it shows but one or two of them, at 2 and 5 times these too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if high / low < _FEW_DECADES:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _name(axes: Axes, names: Sequence[tuple[float, float, str, str]]) -> None:

@@ -226,7 +226,7 @@ def test_a_window_that_memory_does_not_hold_is_left_out() -> None:
     ("arguments", "expected", "came"),
     [
         (["--only", "cornea"], "kornia", "cornea"),
-        (["--repeats", "0"], "1 or more", "0"),
+        (["--repeats", "0"], "1 to 9999", "0"),
         (["--threads", "two"], "number of threads", "two"),
         (["--resolution", "1080"], "HEIGHTxWIDTH", "1080"),
         (["--guide", "painting"], "photograph", "painting"),

@@ -92,7 +92,7 @@ def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [([], "first"), (["it", "--number", "0"], "a number of things, 1 or more, got '0'"), (["it", "--lout"], "--lout")],
+    [([], "first"), (["it", "--number", "0"], "a number of things, 1 to 9999, got '0'"), (["it", "--lout"], "--lout")],
 )
 def test_what_is_refused_is_one_line(given: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert called()(given) == 2

@@ -52,24 +52,11 @@ def test_peers_and_predictions_are_drawn_beside_ours(tmp_path: Path) -> None:
     assert len({path.name for path in written}) == 8
 
 
-@needs_matplotlib
-@pytest.mark.parametrize("directions", [cases.DIRECTIONS, cases.DIRECTIONS[:1]])
-@pytest.mark.parametrize("kind", ["throughput", "roofline"])
-def test_no_text_of_a_crowded_plot_lies_on_another(kind: str, directions: tuple[str, ...]) -> None:
+def texts_of(kind: str, drawn: list[rows.Row]) -> list[str]:
+    """What is written in a figure, all of it inside and none on another."""
     from matplotlib import rc_context
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
-
-    sizes = [(256, 256), (1080, 1920), (1536, 2560), (2160, 3840), (3000, 4000)]
-    drawn = []
-    for direction, grid in itertools.product(directions, ("16x16x8", "sigma8")):
-        for operator, (height, width) in itertools.product(cases.OPERATORS[:9], sizes):
-            ours = a_row(operator=operator, direction=direction, grid=grid, height=height, width=width)
-            drawn += [ours, replace(ours, implementation=rows.PREDICTED, device="RTX4090", repeats=0, median_s=1e-4)]
-        other = "fused_bilagrid-irregular"
-        drawn.append(
-            a_row(operator="slice_apply_luma", direction=direction, grid=grid, height=840, implementation=other)
-        )
 
     with rc_context(plots._SETTINGS):
         figure = {"throughput": plots._throughput, "roofline": plots._roofline}[kind](drawn)
@@ -77,11 +64,11 @@ def test_no_text_of_a_crowded_plot_lies_on_another(kind: str, directions: tuple[
         figure.draw_without_rendering()
     texts = [*figure.texts]
     for axes in figure.axes:
-        ticks = [tick for tick in axes.get_xticklabels() if axes.viewLim.containsx(tick.get_position()[0])]
-        ticks += [tick for tick in axes.get_yticklabels() if axes.viewLim.containsy(tick.get_position()[1])]
+        xs, ys = axes.get_xticklabels(which="both"), axes.get_yticklabels(which="both")
+        ticks = [tick for tick in xs if axes.viewLim.containsx(tick.get_position()[0])]
+        ticks += [tick for tick in ys if axes.viewLim.containsy(tick.get_position()[1])]
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *ticks]
     texts = [text for text in texts if text.get_text()]
-    assert len(texts) > 40 * len(directions)
     places = {}
     for text in texts:
         place = Text.get_window_extent(text)
@@ -95,6 +82,47 @@ def test_no_text_of_a_crowded_plot_lies_on_another(kind: str, directions: tuple[
         assert figure.bbox.containsy(place.y1), text
     for (one, first), (other, second) in itertools.combinations(places.items(), 2):
         assert Bbox.intersection(first.padded(-1), second.padded(-1)) is None, f"{one} lies on {other}"
+    return [text.get_text() for text in texts]
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("directions", [cases.DIRECTIONS, cases.DIRECTIONS[:1]])
+@pytest.mark.parametrize("kind", ["throughput", "roofline"])
+def test_no_text_of_a_crowded_plot_lies_on_another(kind: str, directions: tuple[str, ...]) -> None:
+    sizes = [(256, 256), (1080, 1920), (1536, 2560), (2160, 3840), (3000, 4000)]
+    drawn = []
+    for direction, grid in itertools.product(directions, ("16x16x8", "sigma8")):
+        for operator, (height, width) in itertools.product(cases.OPERATORS[:9], sizes):
+            ours = a_row(operator=operator, direction=direction, grid=grid, height=height, width=width)
+            drawn += [ours, replace(ours, implementation=rows.PREDICTED, device="RTX4090", repeats=0, median_s=1e-4)]
+        other = "fused_bilagrid-irregular"
+        drawn.append(
+            a_row(operator="slice_apply_luma", direction=direction, grid=grid, height=840, implementation=other)
+        )
+
+    assert len(texts_of(kind, drawn)) > 40 * len(directions)
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("kind", ["throughput", "roofline"])
+def test_axes_of_unusual_rows_can_be_read(kind: str) -> None:
+    # One mark alone, a speed far below a copy's, one far above the roof, sizes of as many pixels.
+    few = texts_of(kind, [a_row(median_s=0.006)])
+    assert {"throughput": {"100 %"}, "roofline": {"20", "50 G"}}[kind] < set(few), "an axis of less than a decade"
+    drawn = [a_row(height=1, width=1, median_s=2e4), a_row(flops=10**12), a_row(), a_row(height=1920, width=1080)]
+    found = texts_of(kind, drawn)
+    if kind == "throughput":
+        assert {"0.0001 %", "1080p, 1920x1080"} < set(found)
+    assert not [text for text in (*few, *found) if "math" in text], "labels that matplotlib chose"
+
+
+@needs_matplotlib
+def test_no_mark_lies_outside_its_panel() -> None:
+    figure = plots._roofline([a_row(flops=10**12), a_row(operator="slice")])
+    assert figure is not None
+    for axes in figure.axes:
+        for line in axes.lines:
+            assert axes.viewLim.containsy(line.get_ydata()[0])
 
 
 @given(st.lists(st.floats(0, 1), max_size=12).map(sorted))
