@@ -24,6 +24,13 @@ class Network(nn.Module):
     config: dict[str, Any]
 
 
+def check_counts(**counts: Any) -> None:
+    """Refuses arguments of a network that are not whole numbers of at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
 def save(path: Path, tensors: dict[str, Tensor], facts: Facts) -> None:
     """Writes tensors and facts (anything that JSON can hold), whole or not at all."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -15,7 +15,7 @@ from bilagrid import Lattice
 from nets.deghost.model import DeghostNet, check
 from nets.deghost.radiance import GAMMA, MU, compressed, expanded, linearised
 from nets.luma import LUMA
-from nets.weights import Network
+from nets.weights import Network, check_counts
 
 # The shares of the exposures in the guide before it is trained: most of the middle one, and some of the others for where that is black or white.
 _GUIDE = (0.2, 0.6, 0.2)
@@ -64,9 +64,7 @@ class BilateralDeghost(Network):
         self, net: DeghostNet | dict[str, Any], *, reduce: int = 4, luma_bins: int = 8, cell: int = 32
     ) -> None:
         super().__init__()
-        for name, value in (("reduce", reduce), ("luma_bins", luma_bins), ("cell", cell)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_counts(reduce=reduce, luma_bins=luma_bins, cell=cell)
         self.net = DeghostNet(**net) if isinstance(net, dict) else net
         self.config = {"net": self.net.config, "reduce": reduce, "luma_bins": luma_bins, "cell": cell}
         self.guide = nn.Conv2d(18, 1, 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets.deghost.radiance import linearised
-from nets.weights import Network
+from nets.weights import Network, check_counts
 
 VARIANTS = ("resnet", "unet")
 
@@ -49,8 +49,7 @@ class DeghostNet(Network):
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ValueError(f"width must be a whole number of at least 1, got {width!r}")
+        check_counts(width=width)
         self.config = {"variant": variant, "width": width}
         self.encoders = nn.ModuleList(_Encoder(width) for _ in range(3))
         self.merger: nn.Module = _ResidualMerger(width) if variant == "resnet" else _DeeperMerger(width)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bilagrid
 from nets.hdrnet.guides import GUIDES
-from nets.weights import Network
+from nets.weights import Network, check_counts
 
 # The global path goes down to this many bins a side before its fully connected layers.
 _COARSEST = 4
@@ -246,9 +246,8 @@ def _at_level(lattice: bilagrid.Lattice, level: int) -> bilagrid.Lattice:
 
 def _check(config: dict[str, Any]) -> None:
     """Refuses sizes that are not whole or do not fit each other."""
-    for name in ("channel_multiplier", "luma_bins", "spatial_bins", "input_size", "in_channels", "out_channels"):
-        if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+    counts = ("channel_multiplier", "luma_bins", "spatial_bins", "input_size", "in_channels", "out_channels")
+    check_counts(**{name: config[name] for name in counts})
     spatial_bins, input_size = config["spatial_bins"], config["input_size"]
     if spatial_bins < _COARSEST or spatial_bins & (spatial_bins - 1):
         raise ValueError(f"spatial_bins must be a power of two of at least {_COARSEST}, got {spatial_bins}")
