@@ -181,7 +181,7 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
         2 * s.grid + 2 * s.pixels * _POINT + s.plane * s.channels,
         s.pixels * (2 * _WEIGHTS + 2 * _CORNERS * s.channels),
     ),
-    # Reads grid, guide and image, writes an image: 28 bytes a pixel of float32 beside the grid.
+    # Reads grid, guide and image, writes an image: 28 bytes per pixel of float32 beside the grid.
     ("slice_apply", "forward"): lambda s: (s.coefficients + s.plane * 7, s.pixels * _APPLY),
     # Reads grid, guide, image and the incoming gradient, writes three gradients: 44 bytes.
     ("slice_apply", "backward"): lambda s: (2 * s.coefficients + s.plane * 11, s.pixels * _APPLY_BACKWARD),
@@ -197,7 +197,7 @@ _COSTS: dict[tuple[str, str], Callable[[Sizes], tuple[int, int]]] = {
         2 * s.coefficients + s.plane * 9,
         s.pixels * (_APPLY_BACKWARD + 2 * _LUMA),
     ),
-    # Reads an image, writes a guide in the parameters' float32: 16 bytes a pixel of float32, and 28 with the image's gradient.
+    # Reads an image, writes a guide in the parameters' float32: 16 bytes per pixel of float32, and 28 with the image's gradient.
     ("curves", "forward"): lambda s: (s.plane * _COLOURS + s.pixels * s.grid_item, s.pixels * _CURVES),
     ("curves", "backward"): lambda s: (s.plane * 2 * _COLOURS + s.pixels * s.grid_item, s.pixels * _CURVES_BACKWARD),
     ("total_variation", "forward"): lambda s: (s.grid, s.nodes * s.channels * _VARIATION),

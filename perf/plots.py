@@ -207,7 +207,7 @@ def _about(rows: Sequence[Row]) -> str:
 
 
 def _throughput(rows: Sequence[Row]) -> Figure | None:
-    """The bytes that must move, over the time, as a share of a copy's bytes a second."""
+    """The bytes that must move, over the time, as a share of the bytes per second of a copy."""
     from matplotlib.ticker import NullLocator
 
     rows = [row for row in rows if row.height]

@@ -12,7 +12,7 @@ from bilagrid.ops._dtypes import compute_type
 
 
 def _aminmax_kernel(start, stop, guide, least, greatest):
-    """``least[item]`` and ``greatest[item]``, NaN where a value is not finite; a row ``(n, i)`` an item."""
+    """``least[item]`` and ``greatest[item]``, NaN where a value is not finite. An item is a row ``(n, i)``."""
     height, width = guide.shape[1:]
     scratch = np.empty(width, guide.dtype)
     for item in range(start, stop):

@@ -133,7 +133,7 @@ def end_row(n, band, i, bands, rows, owners, pairs, sums, side, grid, aside):
 
 
 def _add_aside_kernel(start, stop, bands, rows, owners, aside, grid):
-    """Adds to rows of nodes what the bands after their owner have for them, in order; 0 where no pixel reaches. A row of nodes ``(n, y)`` an item."""
+    """Adds to rows of nodes what the bands after their owner have for them, in order; 0 where no pixel reaches. An item is a row of nodes ``(n, y)``."""
     channels, depth, height, columns = grid.shape[1:]
     for item in range(start, stop):
         n, y = item // height, item % height

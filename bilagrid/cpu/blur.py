@@ -24,7 +24,7 @@ def copy_runs(source, source_step, target, target_step, count, length):
 
 
 def _blur_kernel(start, stop, grid, nodes_a, nodes_b, channels, taps_y, taps_a, taps_b, out):
-    """``out = taps_b * (taps_a * (taps_y * grid))``, zero outside; a row of nodes ``(n, o, y)`` an item.
+    """``out = taps_b * (taps_a * (taps_y * grid))``, zero outside. An item is a row of nodes ``(n, o, y)``.
 
     grid and out are ``(N, O, Gh, segments, length)``. The last two dimensions hold nodes ``(a, b, channels)``, which are blurred along a and b.
     """

@@ -75,7 +75,7 @@ def keep_inside(total, values):
 
 
 def _curves_kernel(start, stop, image, matrix, bias, shifts, weights, constant, out):
-    """``out[n, p] = clip(sum_c sum_k weights[c, k] max(u_c(p) - shifts[c, k], 0) + constant, 0, 1)``, u the mixed channels; a row ``(n, i)`` an item."""
+    """``out[n, p] = clip(sum_c sum_k weights[c, k] max(u_c(p) - shifts[c, k], 0) + constant, 0, 1)``, u the mixed channels. An item is a row ``(n, i)``."""
     channels, height, width = image.shape[1:]
     real = out.dtype.type
     lines, mixed = np.empty((channels, _STRETCH), real), np.empty((bias.size, _STRETCH), real)
@@ -94,7 +94,7 @@ def _curves_kernel(start, stop, image, matrix, bias, shifts, weights, constant, 
 def _curves_bwd_kernel(
     start, stop, image, matrix, bias, shifts, weights, constant, grad_output, by_image, partial, grad_image
 ):  # fmt: skip
-    """The sums over a band of rows, ``partial[item]``, and where asked for the image's gradient ``sum_c matrix[c, i] grad_c``. A band ``(n, band)`` an item.
+    """The sums over a band of rows, ``partial[item]``, and where asked for the image's gradient ``sum_c matrix[c, i] grad_c``. An item is a band ``(n, band)``.
 
     ``grad`` is the gradient by the guide, 0 where that is clipped, and ``grad_c = grad sum_k weights[c, k] step`` that by u_c. The sums are, in this order: of
     ``grad step`` and ``grad max(u_c - shift, 0)`` for every c and k; of ``grad_c image_i`` for every i, and of ``grad_c``, for every c; of ``grad``.

@@ -46,7 +46,7 @@ def gather_row(table, pair, stride, column_weights, above, base, upper, unit, fi
 
 
 def _slice_kernel(start, stop, grid, which, guide, guide_map, dz, rows, row_weights, columns, column_weights, out):
-    """``out[n, c, i, j] = sum_k w_k grid[which[n], c, k]``, a row ``(n, i)`` an item; w differentiated by z where ``dz``."""
+    """``out[n, c, i, j] = sum_k w_k grid[which[n], c, k]``, with ``dz`` w differentiated by z. An item is a row ``(n, i)``."""
     channels, depth, _, width = grid.shape[1:]
     height = guide.shape[1]
     real = out.dtype.type
@@ -71,7 +71,7 @@ def _slice_kernel(start, stop, grid, which, guide, guide_map, dz, rows, row_weig
 def _slice_normalized_kernel(
     start, stop, grid, which, guide, guide_map, rows, row_weights, columns, column_weights, out
 ):
-    """``out[n, c, i, j]``: the sliced channel c over the sliced last channel; a row ``(n, i)`` an item."""
+    """``out[n, c, i, j]``: the sliced channel c over the sliced last channel. An item is a row ``(n, i)``."""
     channels, depth, _, width = grid.shape[1:]
     height, last = guide.shape[1], channels - 1
     real = out.dtype.type
@@ -102,7 +102,7 @@ def _slice_normalized_kernel(
 def _slice_bwd_guide_kernel(
     start, stop, grid, which, guide, values, homogeneous, guide_map, rows, row_weights, columns, column_weights, out
 ):
-    """``out[n, i, j] = scale_z sum_c values_c sum_k dw_k/dz grid[which[n], c, k]``, a row ``(n, i)`` an item."""
+    """``out[n, i, j] = scale_z sum_c values_c sum_k dw_k/dz grid[which[n], c, k]``. An item is a row ``(n, i)``."""
     depth, width = grid.shape[2], grid.shape[4]
     channels = values.shape[1]
     height = guide.shape[1]

@@ -90,7 +90,7 @@ def apply_row(table, places, step_x, step_z, column_weights, upper, pixels, term
 def _slice_apply_kernel(
     start, stop, grid, which, guide, has_guide, image, guide_map, terms, rows, row_weights, columns, column_weights, out
 ):
-    """``out[n, o, p] = sum_i A_oi(p) image[n, i, p] + A_o,offset(p)``, A the sliced grid; a row ``(n, i)`` an item.
+    """``out[n, o, p] = sum_i A_oi(p) image[n, i, p] + A_o,offset(p)``, A the sliced grid. An item is a row ``(n, i)``.
 
     Channels of ``grid`` are ordered (group of four outputs, term, output in the group), see `_by_lanes`.
     """
@@ -128,7 +128,7 @@ def _slice_apply_bwd_pixels_kernel(
     start, stop, grid, which, guide, has_guide, image, grad_output, guide_map, terms, rows, row_weights, columns,
     column_weights, grad_image, grad_guide,
 ):  # fmt: skip
-    """The image's gradient ``sum_o A_oi grad_o`` and the guide's ``scale_z sum_o grad_o (sum_i dA_oi/dz image_i + dA_o,offset/dz)``; a row an item.
+    """The image's gradient ``sum_o A_oi grad_o`` and the guide's ``scale_z sum_o grad_o (sum_i dA_oi/dz image_i + dA_o,offset/dz)``. An item is a row.
 
     Without a guide the guide's gradient goes on into the image by the luma weights.
     """
@@ -213,7 +213,7 @@ def _slice_apply_bwd_grid_kernel(
     start, stop, guide, has_guide, image, grad_output, guide_map, terms, bands, owners, tiles, tile_columns, rows,
     row_weights, columns, column_weights, grid, aside,
 ):  # fmt: skip
-    """``grid[n, o * terms + t, k] = sum_p w_k(p) grad_output[n, o, p] image[n, t, p]``; a band ``(n, band)`` an item."""
+    """``grid[n, o * terms + t, k] = sum_p w_k(p) grad_output[n, o, p] image[n, t, p]``. An item is a band ``(n, band)``."""
     channels, depth = grid.shape[1:3]
     real = row_weights.dtype
     pairs, count = (channels + 1) // 2, bands.size - 1

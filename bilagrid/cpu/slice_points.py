@@ -70,7 +70,7 @@ def corners(grid, m, c, z, y, x):
 
 
 def _slice_points_kernel(start, stop, grid, points, index, has_index, derivative, block, out):
-    """``out[p, c] = sum_k w_k(p) grid[index[p], c, k]``; ``block`` points of a row (n, i) an item."""
+    """``out[p, c] = sum_k w_k(p) grid[index[p], c, k]``. An item is ``block`` points of a row ``(n, i)``."""
     grids, channels, depth, rows, columns = grid.shape
     height, width = points.shape[1:3]
     blocks = (width + block - 1) // block
@@ -90,7 +90,7 @@ def _slice_points_kernel(start, stop, grid, points, index, has_index, derivative
 
 
 def _slice_points_bwd_points_kernel(start, stop, grid, points, index, has_index, values, derivative, block, out):
-    """``out[p, axis] = sum_c values[p, c] sum_k dw_k/d(axis) grid[index[p], c, k]``, 0 for an axis of ``derivative``; ``block`` points of a row an item."""
+    """``out[p, axis] = sum_c values[p, c] sum_k dw_k/d(axis) grid[index[p], c, k]``, 0 for an axis of ``derivative``. An item is ``block`` points of a row."""
     grids, channels, depth, rows, columns = grid.shape
     height, width = points.shape[1:3]
     blocks = (width + block - 1) // block
@@ -126,7 +126,7 @@ def _slice_points_bwd_points_kernel(start, stop, grid, points, index, has_index,
 
 
 def _count_kernel(start, stop, points, index, has_index, size, by_row, part, keys, counts):
-    """For each point its key: its grid, or with ``by_row`` its row of cells ``(m, z, y)``. And how many points of each ``part`` have each key; a part an item.
+    """For each point its key: its grid, or with ``by_row`` its row of cells ``(m, z, y)``. And how many points of each ``part`` have each key. An item is a part.
 
     ``size`` is (M, D, Gh, Gw). A point that is NaN has the key after the last.
     """
@@ -148,7 +148,7 @@ def _count_kernel(start, stop, points, index, has_index, size, by_row, part, key
 
 
 def _order_kernel(start, stop, keys, part, places, order):
-    """Lists the points in ``order`` by their keys, those of one key in their own order. A part an item, which writes from ``places[part, key]`` on."""
+    """Lists the points in ``order`` by their keys, those of one key in their own order. An item is a part, which writes from ``places[part, key]`` on."""
     for item in range(start, stop):
         for p in range(item * part, min((item + 1) * part, keys.size)):
             order[places[item, keys[p]]] = p
@@ -156,7 +156,7 @@ def _order_kernel(start, stop, keys, part, places, order):
 
 
 def _reduce_chunks_kernel(start, stop, values, points, derivative, order, has_order, chunks, grid, aside):
-    """``sum over a chunk's points of w_k(p) values[p, c]``, in order, for all nodes of its grid; a chunk an item.
+    """``sum over a chunk's points of w_k(p) values[p, c]``, in order, for all nodes of its grid. An item is a chunk.
 
     A row of ``chunks`` is (grid, first point, end, place aside). The first chunk of a grid has place -1 and writes to the grid, the others write aside.
     """
@@ -196,7 +196,7 @@ def _reduce_chunks_kernel(start, stop, values, points, derivative, order, has_or
 
 
 def _add_aside_kernel(start, stop, firsts, aside, grid):
-    """Adds to ``grid[m, c]`` what is aside for grid m, from ``aside[firsts[m]]`` to before ``aside[firsts[m + 1]]``; a channel ``(m, c)`` an item."""
+    """Adds to ``grid[m, c]`` what is aside for grid m, from ``aside[firsts[m]]`` to before ``aside[firsts[m + 1]]``. An item is a channel ``(m, c)``."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
         m, c = item // channels, item % channels
@@ -208,7 +208,7 @@ def _add_aside_kernel(start, stop, firsts, aside, grid):
 
 
 def _reduce_rows_kernel(start, stop, values, points, derivative, order, ends, grid):
-    """``grid[m, c, k] = sum over points of grid m of w_k(p) values[p, c]``; a row of nodes ``(m, z, y)`` an item.
+    """``grid[m, c, k] = sum over points of grid m of w_k(p) values[p, c]``. An item is a row of nodes ``(m, z, y)``.
 
     It goes through the points of the four rows of cells around, each in order. ``ends[row]`` is where the points of a row of cells end in ``order``.
     """

@@ -39,7 +39,7 @@ def _splat_kernel(
     start, stop, values, channels, guide, guide_map, dz, bands, owners, tiles, tile_columns, rows, row_weights, columns,
     column_weights, grid, aside,
 ):  # fmt: skip
-    """``grid[n, c, k] = sum_p w_k(p) values[n, c, p]``; a band ``(n, band)`` an item. Channels that the values lack, up to ``channels``, are ones."""
+    """``grid[n, c, k] = sum_p w_k(p) values[n, c, p]``. An item is a band ``(n, band)``. Channels that the values lack, up to ``channels``, are ones."""
     depth, real = grid.shape[2], row_weights.dtype
     pairs, count = (channels + 1) // 2, bands.size - 1
     unit = real.type(0) if dz else real.type(1)

@@ -14,7 +14,7 @@ from bilagrid.ops._dtypes import compute_type
 
 
 def _total_variation_kernel(start, stop, grid, which, weights, sums):
-    """``sums[n, c] = sum over axes of weight * difference²`` in one volume, an item each."""
+    """``sums[n, c] = sum over axes of weight * difference²`` in one volume. An item is a volume ``(n, c)``."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
         volume = grid[which[item // channels], item % channels]
@@ -32,7 +32,7 @@ def _total_variation_kernel(start, stop, grid, which, weights, sums):
 
 
 def _total_variation_bwd_kernel(start, stop, grid, which, weights, out):
-    """``out = 2 sum over axes of weight * (differences to both neighbours)``, a plane ``(n, c, z)`` an item."""
+    """``out = 2 sum over axes of weight * (differences to both neighbours)``. An item is a plane ``(n, c, z)``."""
     channels, depth, rows, columns = grid.shape[1:]
     for item in range(start, stop):
         n, rest = item // (channels * depth), item % (channels * depth)
