@@ -198,13 +198,18 @@ def guided_upsample(
         guide_high = None if channels == 3 else own_guide("image_high", image_high)
     check_method(method)
     if size is None:
-        size = 8, max(1, round(height / 16)), max(1, round(width / 16))
+        size = 8, _nodes(height), _nodes(width)
     lattice = Lattice.cell_centered(size, (height, width))
     grid = _fit(image_low, target_low, guide_low, None, None, lattice, method)
     left = widened(target_low) - slice_apply(grid, guide_low, widened(image_low), lattice=lattice)
     at_full_size = (extents[0], extents[1])
     upsampled = slice_apply(grid, guide_high, image_high, lattice=lattice.resize(at_full_size))
     return (upsampled + bilinear_(left, image_high[:, 0])).to(image_high.dtype)
+
+
+def _nodes(pixels: int) -> int:
+    """``max(1, round(pixels / 16))`` in whole numbers, since a compiler does not know every rounding of a symbolic size."""
+    return max(1, (pixels + 7 + pixels // 16 % 2) // 16)
 
 
 def check_method(method: Any) -> None:

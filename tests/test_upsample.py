@@ -334,6 +334,17 @@ def test_maps_over_examples(method: str) -> None:
     torch.testing.assert_close(grid, fit(image, image.sqrt(), size=(3, 2, 2), method=method))
 
 
+def test_training_through_its_own_size_compiles_with_dynamic_sizes() -> None:
+    def run(high: Tensor, low: Tensor) -> Tensor:
+        return guided_upsample(high, low, low.square())
+
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, backend="eager")
+    for tall, wide in ((14, 18), (72, 100)):
+        high, low = torch.rand(1, 3, tall, wide), torch.rand(1, 3, tall // 2, wide // 2).requires_grad_()
+        found, wanted = (torch.autograd.grad(f(high, low).sum(), low)[0] for f in (compiled, run))
+        assert_near(found, wanted)
+
+
 def test_what_the_maps_leave_is_brought_up_bilinearly() -> None:
     low, high = colours(32, 48), colours(64, 96)
     target = low.sqrt()
