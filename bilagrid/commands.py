@@ -127,6 +127,9 @@ def exit_code(do: Callable[[], int | None], name: str = "bilagrid") -> int:
         if not _is_out_of_memory(error):
             raise
         message = _OUT_OF_MEMORY
+    finally:
+        # Python ends by the signal where an interrupt came within an `exec` of a text, as of torch while it compiles, though it was caught: until the next text.
+        exec("")
     print(f"{name}: {message}", file=sys.stderr)
     return 2
 

@@ -149,6 +149,16 @@ def test_what_ends_it_is_one_line(
     assert said in message
 
 
+def test_an_interrupt_while_a_text_is_run_gives_the_exit_code(tmp_path: Path) -> None:
+    """Python remembers such an interrupt, although it was caught, and ends the process by the signal."""
+    (tmp_path / "thing.py").write_text(
+        "import sys; from bilagrid import commands\n"
+        "sys.exit(commands.exit_code(lambda: exec('raise KeyboardInterrupt'), 'thing'))"
+    )
+    done = attempt("-m", "thing", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stderr) == (130, "thing: interrupted; files finished so far are kept\n")
+
+
 def test_what_is_no_fault_of_the_user_is_not_hidden() -> None:
     def do(**options: object) -> None:
         raise RuntimeError("a kernel is wrong")
