@@ -118,6 +118,18 @@ def test_compiled_and_exported() -> None:
         torch.testing.assert_close(program(rgb)[name], wanted)
 
 
+def test_compiled_where_sizes_are_those_of_channels() -> None:
+    """Images of 2 and 3 rows beside the 2 and 3 numbers of a place and a colour, which a compiler takes for the same symbol."""
+    grids = module(3, (2, 3, 3), torch.float32)
+
+    def run(xy: Tensor, rgb: Tensor, index: Tensor) -> Tensor:
+        return gsplat.slice(grids, xy, rgb, index)["rgb"]
+
+    given = torch.rand(2, 3, 3, 2), torch.rand(2, 3, 3, 3), torch.tensor([[1], [2]])
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), run(*given))
+
+
 def test_transforms() -> None:
     grids, xy = module(3, (2, 3, 3)), pixel_grid(4, 5, dtype=torch.float64)
     rgb, places, index = torch.rand(6, 2, 4, 5, 3).double(), torch.rand(6, 2, 4, 5, 2).double(), torch.arange(6) % 3

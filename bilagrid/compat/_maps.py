@@ -104,7 +104,7 @@ def row_index(name: str, index: Tensor | int, rgb: Tensor) -> Tensor:
     if rgb.ndim == 0:
         raise ValueError("rgb must have shape (..., 3) and 2 to 5 dimensions, got ()")
     vector = index_vector(name, index, rgb)
-    if vector.shape[0] not in (1, rgb.shape[0]):
+    if vector.shape[0] != 1 and vector.shape[0] != rgb.shape[0]:
         raise ValueError(
             f"{name} must hold one index, or one for each leading row of rgb, (N, ...) with N = {rgb.shape[0]}, got {vector.shape[0]}"
         )
@@ -143,7 +143,8 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     if any(extent != 1 for extent in shape[:extra]):
         return False
     pairs = zip(reversed(shape[extra:]), reversed(to), strict=False)
-    return all(have in (1, wanted) for have, wanted in pairs)
+    # One by one: of symbolic sizes Dynamo finds none in a tuple.
+    return all(have == 1 or have == wanted for have, wanted in pairs)
 
 
 def _images(rgb: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
