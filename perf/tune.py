@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import statistics
 import sys
 from collections import defaultdict
@@ -194,7 +195,20 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 _Architectures = Annotated[list[str] | None, {"nargs": "+", "choices": static.TARGETS, "metavar": "ARCH"}]
-_Table = Annotated[Path, {"type": Path}]
+
+
+@arguments.argument
+def _table_file(text: str) -> Path:
+    """A file that can be written when all is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"expected a file in a folder that exists, got {text}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{text} may not be written to, choose another file")
+    return path
+
+
+_Table = Annotated[Path, {"type": _table_file}]
 
 
 def tune(*, predict_: _Architectures = None, out: Out = None, table: _Table = Path(_table.__file__)) -> None:

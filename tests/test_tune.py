@@ -106,3 +106,16 @@ def test_committed_rows_justify_the_table() -> None:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "predict", lambda architecture: pytest.fail("compiles"))
+    for table in (tmp_path, tmp_path / "nowhere" / "table.py"):
+        assert tune.main(["--predict", "sm_90", "--table", str(table)]) == 2
+        message = capsys.readouterr().err
+        assert message == f"perf.tune: argument --table: expected a file in a folder that exists, got {table}\n"
+    monkeypatch.setattr(tune.os, "access", lambda path, mode: False)
+    assert tune.main(["--predict", "sm_90", "--table", str(tmp_path / "table.py")]) == 2
+    assert "table.py may not be written to" in capsys.readouterr().err
