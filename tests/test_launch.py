@@ -407,6 +407,17 @@ def test_the_node_table_holds_what_the_image_reads(
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("depth", [1, 4, 8, 16])
+def test_columns_of_the_node_table_start_in_different_banks(depth: int, dtype: torch.dtype) -> None:
+    lattice = Lattice.cell_centered((depth, 3, 4), (24, 32))
+    grid = _image(1, 12, *lattice.size)
+    table, _top, _left = _grid_table.node_table(grid, lattice, (24, 32), 3, 4, dtype, None)
+    assert table.stride(2) * dtype.itemsize % 128
+    assert table.stride(2) - table[0, 0, 0].numel() in (0, 4)
+
+
+@interpreted
 def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> list[torch.Tensor]:
         results = []

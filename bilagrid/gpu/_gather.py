@@ -15,7 +15,7 @@ import triton.language as tl
 
 from bilagrid.gpu._corners import packed
 from bilagrid.gpu._geometry import coordinate, gather_weights, widen
-from bilagrid.gpu._grid_table import node_table, row_table, table_column
+from bilagrid.gpu._grid_table import node_table, row_table
 from bilagrid.gpu._index import bank_arguments, check
 from bilagrid.gpu._launch import cdiv, lattice_arguments, launch_pixels, needs_int64, strides, triton_dtype
 from bilagrid.gpu._pixels import load_term, split_quad
@@ -53,6 +53,7 @@ def table_corner(
     anchor_x,
     D: tl.constexpr,
     NODE: tl.constexpr,
+    COLUMN: tl.constexpr,
     DZ: tl.constexpr,
     FINE: tl.constexpr,
     ACC: tl.constexpr,
@@ -63,7 +64,6 @@ def table_corner(
     Returns pointers to the first quad of the corner below in every axis, [BLOCK, 4], one load of sixteen bytes a pixel where float32; a step of them in y
     and the weight of y above, which a row table does not need; then the weight of x above and two weights in z: [BLOCK].
     """
-    COLUMN: tl.constexpr = table_column(D, NODE)
     x, x0, _x1 = coordinate(offs_x + left, scale_x, anchor_x, Gw, ACC)
     z, z0, _z1 = coordinate(guide, scale_z, anchor_z, D, ACC)
     lower, upper = gather_weights(guide, z, z0, D, DZ)
@@ -84,8 +84,7 @@ def table_corner(
 
 
 @triton.jit
-def _row_quad(ptr, D: tl.constexpr, NODE: tl.constexpr):
-    COLUMN: tl.constexpr = table_column(D, NODE)
+def _row_quad(ptr, NODE: tl.constexpr, COLUMN: tl.constexpr):
     return tl.load(ptr), tl.load(ptr + COLUMN), tl.load(ptr + NODE), tl.load(ptr + (COLUMN + NODE))
 
 
@@ -96,13 +95,13 @@ def lerp(below, above, weight):
 
 
 @triton.jit
-def table_quad(corner, quad, D: tl.constexpr, NODE: tl.constexpr, FINE: tl.constexpr):
+def table_quad(corner, quad, NODE: tl.constexpr, COLUMN: tl.constexpr, FINE: tl.constexpr):
     """A quad of the pixels' four corners, in y interpolated: x and z below, x above, z above, both above: [BLOCK, 4] each."""
     corner_ptr, step_y, weight_y, _weight_x, _lower, _upper = corner
     ptr = corner_ptr + quad * 4
-    v00, v10, v01, v11 = _row_quad(ptr, D, NODE)
+    v00, v10, v01, v11 = _row_quad(ptr, NODE, COLUMN)
     if FINE:
-        w00, w10, w01, w11 = _row_quad(ptr + step_y, D, NODE)
+        w00, w10, w01, w11 = _row_quad(ptr + step_y, NODE, COLUMN)
         v00 = lerp(v00, w00, weight_y)
         v10 = lerp(v10, w10, weight_y)
         v01 = lerp(v01, w01, weight_y)
@@ -111,8 +110,8 @@ def table_quad(corner, quad, D: tl.constexpr, NODE: tl.constexpr, FINE: tl.const
 
 
 @triton.jit
-def _row_value(ptr, weight_x, lower, upper, D: tl.constexpr, NODE: tl.constexpr):
-    v00, v10, v01, v11 = _row_quad(ptr, D, NODE)
+def _row_value(ptr, weight_x, lower, upper, NODE: tl.constexpr, COLUMN: tl.constexpr):
+    v00, v10, v01, v11 = _row_quad(ptr, NODE, COLUMN)
     left = 1.0 - weight_x
     value = v00 * (left * lower)[:, None]
     value = tl.fma(v10, (weight_x * lower)[:, None], value)
@@ -121,16 +120,16 @@ def _row_value(ptr, weight_x, lower, upper, D: tl.constexpr, NODE: tl.constexpr)
 
 
 @triton.jit
-def table_value(corner, quad, D: tl.constexpr, NODE: tl.constexpr, FINE: tl.constexpr):
+def table_value(corner, quad, NODE: tl.constexpr, COLUMN: tl.constexpr, FINE: tl.constexpr):
     """A quad of the table at the pixels: [BLOCK, 4]."""
     corner_ptr, step_y, weight_y, weight_x, lower, upper = corner
     ptr = corner_ptr + quad * 4
     if FINE:
         below = 1.0 - weight_y
-        value = _row_value(ptr, weight_x, lower * below, upper * below, D, NODE)
-        return value + _row_value(ptr + step_y, weight_x, lower * weight_y, upper * weight_y, D, NODE)
+        value = _row_value(ptr, weight_x, lower * below, upper * below, NODE, COLUMN)
+        return value + _row_value(ptr + step_y, weight_x, lower * weight_y, upper * weight_y, NODE, COLUMN)
     else:
-        return _row_value(ptr, weight_x, lower, upper, D, NODE)
+        return _row_value(ptr, weight_x, lower, upper, NODE, COLUMN)
 
 
 @triton.jit
@@ -214,6 +213,7 @@ def launch_gather(
         first_y=first_y,
         first_x=first_x,
         **arguments,
+        COLUMN=table.stride(2),
         FINE=fine,
         UNROLL=outputs * cdiv(terms, 4) * (8 if fine else 4) <= _UNROLLED_LOADS,
         WIDE=wide or needs_int64(table),

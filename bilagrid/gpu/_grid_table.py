@@ -31,15 +31,12 @@ from bilagrid.lattice import Lattice
 TABLE_CONFIGS = [triton.Config({"BLOCK": 128}, num_warps=4)]
 TABLE_CONFIGS_WIDE = [triton.Config({"BLOCK": 128}, num_warps=2)]
 
+# Bytes that L1 gives a warp at a time: what lies a multiple of them apart comes from the same bank.
+_BANKS = 128
+
 # Programs that keep a large GPU busy, three to a multiprocessor. Strips are no higher than that leaves, but of so many rows at least and at most.
 _PROGRAMS = 400
 _STRIP_ROWS = (4, 32)
-
-
-@triton.constexpr_function
-def table_column(planes, node):
-    """Elements of a table from one column to the next: of at least two planes, so that a pixel finds its corners at fixed distances."""
-    return max(planes, 2) * node
 
 
 @triton.jit
@@ -62,19 +59,20 @@ def _place(
     OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
     QUADS: tl.constexpr,
+    COLUMN: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Where a program's quads lie in row 0 of image n's grid and of its table, [BLOCK, 4], with masks of those read and those written; a row of the table in
     elements; and whether there is such a grid."""
     NODE: tl.constexpr = OUTPUTS * QUADS
-    COLUMN: tl.constexpr = table_column(D, NODE)
-    TILES: tl.constexpr = (COLUMN + 7) // 8
+    COUNT: tl.constexpr = max(D, 2) * NODE
+    TILES: tl.constexpr = (COUNT + 7) // 8
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tile = lane // 32
     quad = tile % TILES * 8 + lane % 8
     column = tile // TILES * 4 + lane // 8 % 4
-    mask = ((quad < COLUMN) & (column < columns))[:, None]
+    mask = ((quad < COUNT) & (column < columns))[:, None]
 
     d = widen(tl.minimum(quad // NODE, D - 1), WIDE)
     x = widen(tl.minimum(column + left, Gw - 1), WIDE)
@@ -83,8 +81,8 @@ def _place(
     channel = widen((quad // QUADS % OUTPUTS * TERMS)[:, None] + term, WIDE)
     m, valid = grid_of_image(index_ptr, n, M, INDEXED, WIDE)
     grid_ptr += m * stride_grid_n + (d * stride_grid_d + x * stride_grid_x)[:, None] + channel * stride_grid_c
-    row_size = widen(columns, WIDE) * (COLUMN * 4)
-    table_ptr += n * rows * row_size + ((widen(column, WIDE) * COLUMN + quad) * 4)[:, None] + four
+    row_size = widen(columns, WIDE) * COLUMN
+    table_ptr += n * rows * row_size + (widen(column, WIDE) * COLUMN + quad * 4)[:, None] + four
     return grid_ptr, mask & (term < TERMS), table_ptr, mask, row_size, valid
 
 
@@ -114,6 +112,7 @@ def _interpolate_rows_kernel(
     OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
     QUADS: tl.constexpr,
+    COLUMN: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -121,7 +120,7 @@ def _interpolate_rows_kernel(
     """A program owns BLOCK quads of strip_rows rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
 
     grid (N, OUTPUTS * TERMS, D, Gh, Gw), or where INDEXED a bank of M, of which image n has grid index[n], and NaN where there is none; table (N, rows,
-    columns, planes, OUTPUTS, 4 * QUADS), zero where k >= TERMS. Rows are the image's. Columns and planes are Gw and D, but two where the grid has one, the
+    columns, planes, OUTPUTS, 4 * QUADS) with columns COLUMN elements apart, zero where k >= TERMS. Rows are the image's. Columns and planes are Gw and D, but two where the grid has one, the
     second like the first.
     """
     n = widen(tl.program_id(2) + first_n, WIDE)
@@ -129,7 +128,7 @@ def _interpolate_rows_kernel(
     last = tl.minimum(first + strip_rows, rows)
     node_ptr, mask_node, table_ptr, mask, row_size, valid = _place(
         grid_ptr, index_ptr, table_ptr, stride_grid_n, stride_grid_c, stride_grid_d, stride_grid_x, n, M, rows, columns, 0, Gw,
-        INDEXED, D, OUTPUTS, TERMS, QUADS, WIDE, BLOCK,
+        INDEXED, D, OUTPUTS, TERMS, QUADS, COLUMN, WIDE, BLOCK,
     )  # fmt: skip
 
     row = first
@@ -175,6 +174,7 @@ def _copy_nodes_kernel(
     OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
     QUADS: tl.constexpr,
+    COLUMN: tl.constexpr,
     ACC: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -187,7 +187,7 @@ def _copy_nodes_kernel(
     first = (tl.program_id(1) + first_row) * strip_rows
     node_ptr, mask_node, table_ptr, mask, row_size, valid = _place(
         grid_ptr, index_ptr, table_ptr, stride_grid_n, stride_grid_c, stride_grid_d, stride_grid_x, n, M, rows, columns, left, Gw,
-        INDEXED, D, OUTPUTS, TERMS, QUADS, WIDE, BLOCK,
+        INDEXED, D, OUTPUTS, TERMS, QUADS, COLUMN, WIDE, BLOCK,
     )  # fmt: skip
     for row in range(first, tl.minimum(first + strip_rows, rows)):
         y = widen(tl.minimum(row + top, Gh - 1), WIDE)
@@ -226,11 +226,17 @@ def node_table(
     index: torch.Tensor | None,
 ) -> tuple[torch.Tensor, int, int]:
     """The nodes of the grids, or of those of ``index``, that an image (H, W) reads: (N, rows, columns, D, outputs, terms padded to quads of 4), all sizes but
-    outputs at least 2; and which row and column of the grid come first."""
+    outputs at least 2; and which row and column of the grid come first.
+
+    Pixels side by side read two columns at once. Where these lay a multiple of `_BANKS` apart, their quads would come from L1 one after the other, so columns
+    lie a quad farther apart there.
+    """
     (top, rows), (left, columns) = map(
         _nodes, lattice.origin, image_size, lattice.scale[1:], lattice.anchor[1:], grid.shape[3:]
     )
-    table = _table(_copy_nodes_kernel, grid, (rows, columns), outputs, terms, dtype, index, top=top, left=left)
+    column = max(grid.shape[2], 2) * outputs * cdiv(terms, 4) * 4
+    gap = 0 if column * dtype.itemsize % _BANKS else 4
+    table = _table(_copy_nodes_kernel, grid, (rows, columns), outputs, terms, dtype, index, gap, top=top, left=left)
     return table, top, left
 
 
@@ -253,14 +259,17 @@ def _table(
     terms: int,
     dtype: torch.dtype,
     index: torch.Tensor | None,
+    gap: int = 0,
     **arguments: Any,
 ) -> torch.Tensor:
-    """A table of (rows, columns) of nodes for each image, made by ``kernel``."""
+    """A table of (rows, columns) of nodes for each image, made by ``kernel``; so many elements that no one reads follow each column."""
     depth = grid.shape[2]
     batch = grid.shape[0] if index is None else index.shape[0]
     rows, columns = size
     quads = cdiv(terms, 4)
-    table = grid.new_empty((batch, rows, columns, max(depth, 2), outputs, 4 * quads), dtype=dtype)
+    column = max(depth, 2), outputs, 4 * quads
+    table = grid.new_empty((batch, rows, columns, math.prod(column) + gap), dtype=dtype)
+    table = table[..., : math.prod(column)].unflatten(3, column)
     lanes = 32 * cdiv(math.prod(table.shape[3:]) // 4, 8) * cdiv(columns, 4)
     least, most = _STRIP_ROWS
     configs = TABLE_CONFIGS_WIDE if is_wide(grid.device) else TABLE_CONFIGS
@@ -285,6 +294,7 @@ def _table(
         OUTPUTS=outputs,
         TERMS=terms,
         QUADS=quads,
+        COLUMN=table.stride(2),
         ACC=triton_dtype(dtype),
         WIDE=needs_int64(grid, table),
     )

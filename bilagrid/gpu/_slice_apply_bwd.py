@@ -79,6 +79,7 @@ def _slice_apply_bwd_pixels_kernel(
     OUTPUTS: tl.constexpr,
     D: tl.constexpr,
     LUMA: tl.constexpr,
+    COLUMN: tl.constexpr,
     FINE: tl.constexpr,
     UNROLL: tl.constexpr,
     ACC: tl.constexpr,
@@ -103,7 +104,7 @@ def _slice_apply_bwd_pixels_kernel(
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
     corner = table_corner(
         table_ptr, n, row, guide, offs_x, rows, columns, first_y, first_x, Gh, Gw, top, left,
-        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, False, FINE, ACC, WIDE,
+        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, COLUMN, False, FINE, ACC, WIDE,
     )  # fmt: skip
     _corner_ptr, _step_y, _weight_y, weight_x, lower, upper = corner
     right = weight_x[:, None]
@@ -117,7 +118,7 @@ def _slice_apply_bwd_pixels_kernel(
         sum11 = tl.zeros([BLOCK, 4], ACC)
         for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
             grad = tl.load(grad_ptr + widen(o, WIDE) * stride_grad_c, mask=mask).to(ACC)[:, None]
-            v00, v10, v01, v11 = table_quad(corner, o * QUADS + quad, D, NODE, FINE)
+            v00, v10, v01, v11 = table_quad(corner, o * QUADS + quad, NODE, COLUMN, FINE)
             sum00 = tl.fma(grad, v00, sum00)
             sum10 = tl.fma(grad, v10, sum10)
             sum01 = tl.fma(grad, v01, sum01)

@@ -69,6 +69,7 @@ def _slice_kernel(
     D: tl.constexpr,
     DZ: tl.constexpr,
     NORMALIZED: tl.constexpr,
+    COLUMN: tl.constexpr,
     FINE: tl.constexpr,
     UNROLL: tl.constexpr,
     ACC: tl.constexpr,
@@ -87,16 +88,16 @@ def _slice_kernel(
     guide = tl.load(guide_ptr + widen(offs_x, WIDE) * stride_guide_x, mask=mask).to(ACC)
     corner = table_corner(
         table_ptr, n, row, guide, offs_x, rows, columns, first_y, first_x, Gh, Gw, top, left,
-        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, DZ, FINE, ACC, WIDE,
+        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, COLUMN, DZ, FINE, ACC, WIDE,
     )  # fmt: skip
     out_ptr += n * stride_out_n + widen(row, WIDE) * stride_out_y + widen(offs_x, WIDE) * stride_out_x
     if NORMALIZED:
-        a, b, c, d = split_quad(table_value(corner, QUADS - 1, D, NODE, FINE))
+        a, b, c, d = split_quad(table_value(corner, QUADS - 1, NODE, COLUMN, FINE))
         LAST: tl.constexpr = (C - 1) % 4
         divisor = (a if LAST == 0 else b if LAST == 1 else c if LAST == 2 else d)[:, None]
     CHANNELS: tl.constexpr = C - 1 if NORMALIZED else C
     for quad in tl.range(QUADS, loop_unroll_factor=QUADS if UNROLL else 1):
-        value = table_value(corner, quad, D, NODE, FINE)
+        value = table_value(corner, quad, NODE, COLUMN, FINE)
         if NORMALIZED:
             value = value / divisor
         a, b, c, d = split_quad(value)
@@ -139,6 +140,7 @@ def _slice_bwd_guide_kernel(
     C: tl.constexpr,
     VALUES: tl.constexpr,
     D: tl.constexpr,
+    COLUMN: tl.constexpr,
     FINE: tl.constexpr,
     UNROLL: tl.constexpr,
     ACC: tl.constexpr,
@@ -158,14 +160,14 @@ def _slice_bwd_guide_kernel(
     guide = tl.load(guide_ptr, mask=mask).to(ACC)
     corner = table_corner(
         table_ptr, n, row, guide, offs_x, rows, columns, first_y, first_x, Gh, Gw, top, left,
-        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, True, FINE, ACC, WIDE,
+        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, COLUMN, True, FINE, ACC, WIDE,
     )  # fmt: skip
     _corner_ptr, _step_y, _weight_y, weight_x, _lower, upper = corner
     right = weight_x[:, None]
     values_ptr += n * stride_values_n + i * stride_values_y + j * stride_values_x
     acc = tl.zeros([BLOCK], ACC)
     for quad in tl.range(QUADS, loop_unroll_factor=QUADS if UNROLL else 1):
-        v00, v10, v01, v11 = table_quad(corner, quad, D, NODE, FINE)
+        v00, v10, v01, v11 = table_quad(corner, quad, NODE, COLUMN, FINE)
         difference = lerp(v01 - v00, v11 - v10, right)
         acc += dot_quad(difference, load_terms(values_ptr, stride_values_c, quad, VALUES, mask, ACC, WIDE))
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x

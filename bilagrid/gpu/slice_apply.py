@@ -64,6 +64,7 @@ def _slice_apply_kernel(
     OUTPUTS: tl.constexpr,
     D: tl.constexpr,
     LUMA: tl.constexpr,
+    COLUMN: tl.constexpr,
     FINE: tl.constexpr,
     UNROLL: tl.constexpr,
     ACC: tl.constexpr,
@@ -85,19 +86,19 @@ def _slice_apply_kernel(
     NODE: tl.constexpr = OUTPUTS * QUADS * 4
     corner = table_corner(
         table_ptr, n, row, guide, offs_x, rows, columns, first_y, first_x, Gh, Gw, top, left,
-        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, False, FINE, ACC, WIDE,
+        scale_z, anchor_z, scale_y, anchor_y, scale_x, anchor_x, D, NODE, COLUMN, False, FINE, ACC, WIDE,
     )  # fmt: skip
     out_ptr += n * stride_out_n + i * stride_out_y + j * stride_out_x
     if QUADS == 1:
         terms = load_terms(image_ptr, stride_image_c, 0, C_IN, mask, ACC, WIDE)
         for o in tl.range(OUTPUTS, loop_unroll_factor=OUTPUTS if UNROLL else 1):
-            coefficients = table_value(corner, o, D, NODE, FINE)
+            coefficients = table_value(corner, o, NODE, COLUMN, FINE)
             tl.store(out_ptr + widen(o, WIDE) * stride_out_c, dot_quad(coefficients, terms), mask=mask)
     else:
         for o in range(OUTPUTS):
             acc = tl.zeros([BLOCK], ACC)
             for quad in range(QUADS):
-                coefficients = table_value(corner, o * QUADS + quad, D, NODE, FINE)
+                coefficients = table_value(corner, o * QUADS + quad, NODE, COLUMN, FINE)
                 acc += dot_quad(coefficients, load_terms(image_ptr, stride_image_c, quad, C_IN, mask, ACC, WIDE))
             tl.store(out_ptr + widen(o, WIDE) * stride_out_c, acc, mask=mask)
 
