@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +70,7 @@ class Problem:
     seed: int
 
     origin: tuple[int, int] = (0, 0)
+    regime: str | None = None
     backend: str = "numba"
 
     def on(self, backend: str) -> Problem:
@@ -101,6 +104,17 @@ class Problem:
         """The same lattice, from the tests' own tables."""
         return getattr(reference, self.kind)(self.size, self._whole).crop(*self.origin)
 
+    @contextlib.contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Within it, Triton's kernels of `regime` serve the problem, or those that it would get by itself where None."""
+        if self.backend == "numba":
+            yield
+        else:
+            from bilagrid.gpu import _regime
+
+            with _regime.override(regime=self.regime):
+                yield
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Grid, guide and values; the guide reaches below 0 and above 1, and in half types some of it lies on nodes."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -126,6 +140,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)
         strides=draw(st.sampled_from(STRIDES)),
         seed=draw(st.integers(0, 2**16)),
         origin=draw(st.sampled_from([(0, 0), (0, 0), (4, 3)])),
+        regime=draw(st.sampled_from([None, "coarse", "fine"])),
     )
 
 
@@ -162,7 +177,7 @@ COARSE = example(3, (4, 2, 2), (6, 130), "half_pixel", strides="interleaved")
 # More planes and channels than one product has.
 COARSE_TILES = example(17, (18, 1, 2), (2, 310), "cell_centered")
 # For the coarse reduction by columns: blocks that hold several cells, a cell of two strips.
-COARSE_STRIPS = example(1, (3, 2, 6), (17, 40), "corner_aligned")
+COARSE_STRIPS = example(1, (3, 2, 6), (17, 40), "corner_aligned", regime="coarse")
 # For the fine kernels: rows of two blocks of nodes and of two blocks of pixels.
 FINE_BLOCKS = example(2, (3, 2, 130), (2, 131), "corner_aligned")
 # For the fine reduction: as many planes of a node as a lane adds up, and one more; channels in tiles.

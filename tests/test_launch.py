@@ -35,7 +35,7 @@ from bilagrid.gpu import (
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
 from perf.uses import USES as USES_OF_PERF
-from tests.helpers import COARSE, COARSE_STRIPS, COARSE_TILES, FINE_BLOCKS, Problem
+from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 
@@ -79,18 +79,29 @@ def test_large_images_are_addressed_with_int64() -> None:
 def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
     assert _regime.choose(12, (8, 16, 16), 768) == "coarse"
     assert _regime.choose(12, (8, 16, 16), 767) == "fine"
+    assert _regime.choose(64, (8, 16, 16), 768) == "coarse"
     with _regime.override(regime="fine"):
         assert _regime.choose(1, (1, 1, 1), 4096) == "fine"
     assert _regime.choose(1, (1, 1, 1), 4096) == "coarse"
 
 
+def test_reductions_are_coarse_where_cells_are_wide_and_partial_sums_few() -> None:
+    assert _regime.choose_reduction(12, (8, 16, 16), 384) == "coarse"
+    assert _regime.choose_reduction(12, (8, 16, 16), 383) == "fine"
+    assert _regime.choose_reduction(64, (16, 16, 16), 1024) == "coarse"
+    assert _regime.choose_reduction(64, (16, 16, 16), 1023) == "fine"
+    with _regime.override(regime="fine"):
+        assert _regime.choose_reduction(1, (1, 1, 1), 4096) == "fine"
+
+
 @pytest.mark.parametrize(
     ("problem", "regime", "channels"),
-    [(COARSE, "coarse", 12), (COARSE_TILES, "coarse", 17), (COARSE_STRIPS, "coarse", 1), (FINE_BLOCKS, "fine", 1)],
-    ids=["coarse", "coarse tiles", "coarse strips", "fine blocks"],
+    [(COARSE, "coarse", 12), (COARSE_TILES, "coarse", 17), (FINE_BLOCKS, "fine", 1)],
+    ids=["coarse", "coarse tiles", "fine blocks"],
 )
 def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
-    assert _regime.choose(channels, problem.size, problem.image_size[1]) == regime
+    for choose in (_regime.choose, _regime.choose_reduction):
+        assert choose(channels, problem.size, problem.image_size[1]) == regime
 
 
 @pytest.mark.parametrize(

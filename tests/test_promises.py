@@ -137,7 +137,7 @@ def _everything(grid: Tensor, guide: Tensor, image: Tensor) -> list[Tensor]:
 
 
 # Grid and image of which all operators take the coarse kernels, or the fine ones: as small as the interpreter wants them, and large enough for threads.
-SMALL = {"coarse": ((2, 2, 2), (6, 25)), "fine": ((3, 2, 3), (2, 5))}
+SMALL = {"coarse": ((2, 2, 2), (6, 49)), "fine": ((3, 2, 3), (2, 5))}
 LARGE = {"coarse": ((8, 6, 5), (91, 253)), "fine": ((8, 30, 50), (91, 253))}
 
 
@@ -197,7 +197,8 @@ def test_both_regimes_agree(triton_backend: str, natural: str) -> None:
     from bilagrid.gpu import _regime
 
     given = _problem(triton_backend, natural)
-    assert _regime.choose(12, tuple(given[0].shape[2:]), given[1].shape[2]) == natural
+    for choose in (_regime.choose, _regime.choose_reduction):
+        assert choose(12, tuple(given[0].shape[2:]), given[1].shape[2]) == natural
     results = []
     for regime in ("coarse", "fine"):
         with _regime.override(regime=regime):

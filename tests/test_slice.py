@@ -27,7 +27,8 @@ LARGE_C_COARSE = example(65, (2, 1, 2), (1, 140), "half_pixel")
 def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> None:
     problem = problem.on(backend_in_depth)
     grid, guide, _ = problem.tensors()
-    out = slice_(grid, guide, problem.lattice, dz)
+    with problem.kernels():
+        out = slice_(grid, guide, problem.lattice, dz)
     assert out.dtype == problem.dtype
     assert out.is_contiguous()
     assert_near(out, expected.slice(numpy64(grid), numpy64(guide), problem.reference, dz))
@@ -41,7 +42,8 @@ def test_guide_gradient_equals_reference(backend_in_depth: str, problem: Problem
     problem = problem.on(backend_in_depth)
     grid, guide, values = problem.tensors()
     guide.requires_grad_()
-    bilagrid.slice(grid, guide, lattice=problem.lattice).backward(values)
+    with problem.kernels():
+        bilagrid.slice(grid, guide, lattice=problem.lattice).backward(values)
     wanted = expected.slice_bwd_guide(numpy64(grid), numpy64(guide), numpy64(values), problem.reference)
     assert guide.grad is not None
     assert_near(guide.grad, wanted)

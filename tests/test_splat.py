@@ -41,7 +41,8 @@ from tests.reference import splat as expected
 def test_equals_reference(backend_in_depth: str, dz: bool, problem: Problem) -> None:
     problem = problem.on(backend_in_depth)
     _, guide, values = problem.tensors()
-    grid = splat_(values, guide, problem.lattice, dz)
+    with problem.kernels():
+        grid = splat_(values, guide, problem.lattice, dz)
     assert grid.dtype == (torch.float64 if problem.dtype == torch.float64 else torch.float32)
     assert grid.is_contiguous()
     assert_near(grid, expected.splat(numpy64(values), numpy64(guide), problem.reference, dz), rounded_to(problem))
@@ -69,7 +70,8 @@ def test_blurred_equals_reference(backend_in_depth: str, problem: Problem, sigma
     problem = problem.on(backend_in_depth)
     _, guide, values = problem.tensors()
     homogeneous = numpy64(torch.cat([values, torch.ones_like(values[:, :1])], 1))
-    grid = splat_blurred_(values, guide, problem.lattice, sigma)
+    with problem.kernels():
+        grid = splat_blurred_(values, guide, problem.lattice, sigma)
     wanted = blurred.blur(expected.splat(homogeneous, numpy64(guide), problem.reference, False), sigma)
     assert grid.stride() == empty_grid(grid, *grid.shape[1:2], grid.shape[2:], grid.dtype, interleaved=True).stride()
     assert_near(grid, wanted, rounded_to(problem))
@@ -81,8 +83,9 @@ def test_gradients_equal_reference(backend_in_depth: str, problem: Problem) -> N
     problem = problem.on(backend_in_depth)
     grid, guide, values = problem.tensors()
     values, guide = values.requires_grad_(), guide.requires_grad_()
-    out = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
-    out.backward(grid.to(out.dtype))
+    with problem.kernels():
+        out = bilagrid.splat(values, guide, problem.size, lattice=problem.lattice)
+        out.backward(grid.to(out.dtype))
     assert values.grad is not None
     assert guide.grad is not None
     assert_near(values.grad, slice_reference.slice(numpy64(grid), numpy64(guide), problem.reference))

@@ -27,7 +27,7 @@ from bilagrid.gpu._launch import (
 from bilagrid.gpu._reduce_cells import CELL_CONFIGS, _reduce_cells_kernel
 from bilagrid.gpu._reduce_columns import COLUMN_CONFIGS, _reduce_columns_kernel
 from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_WIDE, _reduce_nodes_kernel
-from bilagrid.gpu._regime import choose, is_wide, rounds_to_tf32, schedulers
+from bilagrid.gpu._regime import choose_reduction, is_wide, rounds_to_tf32, schedulers
 from bilagrid.lattice import Lattice
 
 # Channels and planes of the grid in a matrix product: more of either spills registers.
@@ -167,7 +167,7 @@ def holds_all_planes(guide: torch.Tensor, image: torch.Tensor, lattice: Lattice,
 
 
 def _is_fine(channels: int, lattice: Lattice, width: int, dtype: torch.dtype) -> bool:
-    return dtype == torch.float64 or choose(channels, lattice.size, width) == "fine"
+    return dtype == torch.float64 or choose_reduction(channels, lattice.size, width) == "fine"
 
 
 def _planes_of_node(depth: int, dtype: torch.dtype) -> int:

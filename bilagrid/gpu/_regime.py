@@ -32,13 +32,30 @@ def state() -> tuple[object, ...]:
     return _regime, _architecture, _allows_tf32()
 
 
-def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
-    """Coarse where one row of the grid, interpolated in y, is at most twice as long as one row of the image.
+# Channels beyond these have as many outputs more, or take a reduction as many passes more: their share of the work stays the same.
+_CHANNELS = 12
 
-    Then a table of such rows costs little beside the image, and a cell holds many pixels. The batch has no say: it must not change a sum's order.
+# Pixels that a cell is wide at least where a reduction is coarse: of narrower ones it spends as much where cells end as within.
+_CELL = 24
+
+
+def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
+    """Of reading a grid: coarse where one row of it, interpolated in y, is at most twice as long as one row of the image, of 12 channels at most.
+
+    Then a table of such rows costs little beside the image.
     """
     depth, _, columns = size
-    return _regime or ("coarse" if columns * depth * channels <= 2 * width else "fine")
+    return _regime or ("coarse" if columns * depth * min(channels, _CHANNELS) <= 2 * width else "fine")
+
+
+def choose_reduction(channels: int, size: tuple[int, int, int], width: int) -> Regime:
+    """Of adding up into a grid: coarse where its cells are wide, and their partial sums few beside the image.
+
+    The batch has no say: it must not change a sum's order.
+    """
+    depth, _, columns = size
+    coarse = columns * _CELL <= width and columns * depth * channels <= 16 * width
+    return _regime or ("coarse" if coarse else "fine")
 
 
 def rounds_to_tf32(device: torch.device, *dtypes: torch.dtype) -> bool:
