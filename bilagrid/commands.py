@@ -29,6 +29,9 @@ _EXTRAS = {
     "tqdm": "plots",
     "cv2": "nets",
     "ignite": "nets",
+    "onnx": "nets",
+    "onnxruntime": "nets",
+    "onnxscript": "nets",
     "safetensors": "nets",
     "sklearn": "tests",
 }

@@ -112,9 +112,10 @@ def sweep(
     predict_: _Gpu = None,
     plot: _Files = None,
 ) -> int:
-    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU. A function that has several methods
-    is measured by its default. Each result is first checked against a plain float64 computation; a wrong one is reported, never timed, and the exit code
-    is then 1. A speed is that of the bytes that an operator must move, and stands beside that of a copy in the same run. Measured are all combinations of operators, directions, resolutions, dtypes, grids and guides that make sense.
+    """Measures every operator and filter, forward and backward, on the GPU if there is one and else on the CPU. A function that has several
+    methods is measured by its default. Each result is first checked against a plain float64 computation; a wrong one is reported, never timed,
+    and the exit code is then 1. A speed is that of the bytes that an operator must move, and stands beside that of a copy in the same run. Measured are all
+    combinations of operators, directions, resolutions, dtypes, grids and guides that make sense.
 
     OUT gets rows.csv, a row as soon as it is measured, and the plots throughput_*.png (against resolution) and roofline_*.png
     (against arithmetic intensity), each also as .svg. Ctrl-C keeps what there is, draws it and exits with 130.

@@ -72,6 +72,10 @@ def test_help_says_all_that_a_caller_asks(name: str) -> None:
     assert [section for section in sections if f"\n{section}" not in text] == []
 
 
+def test_every_public_name_has_a_docstring() -> None:
+    assert [name for name in bilagrid.__all__ if not inspect.getdoc(getattr(bilagrid, name))] == []
+
+
 def test_every_public_module_is_read() -> None:
     assert {"bilagrid", "bilagrid.nn", "bilagrid.compat.gsplat", "bilagrid.compat.hdrnet"} <= set(MODULES)
 

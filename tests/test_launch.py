@@ -77,12 +77,13 @@ def test_large_images_are_addressed_with_int64() -> None:
 
 
 def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
-    assert _regime.choose(12, (8, 16, 16), 768) == "coarse"
-    assert _regime.choose(12, (8, 16, 16), 767) == "fine"
-    assert _regime.choose(64, (8, 16, 16), 768) == "coarse"
+    assert _regime.choose(3, 4, (8, 16, 16), 768) == "coarse"
+    assert _regime.choose(3, 4, (8, 16, 16), 767) == "fine"
+    assert _regime.choose(1, 64, (8, 16, 16), 768) == "coarse"
+    assert _regime.choose(64, 65, (8, 16, 16), 1920) == "fine"
     with _regime.override(regime="fine"):
-        assert _regime.choose(1, (1, 1, 1), 4096) == "fine"
-    assert _regime.choose(1, (1, 1, 1), 4096) == "coarse"
+        assert _regime.choose(1, 1, (1, 1, 1), 4096) == "fine"
+    assert _regime.choose(1, 1, (1, 1, 1), 4096) == "coarse"
 
 
 def test_reductions_are_coarse_where_cells_are_wide_and_partial_sums_few() -> None:
@@ -100,8 +101,8 @@ def test_reductions_are_coarse_where_cells_are_wide_and_partial_sums_few() -> No
     ids=["coarse", "coarse tiles", "fine blocks"],
 )
 def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
-    for choose in (_regime.choose, _regime.choose_reduction):
-        assert choose(channels, problem.size, problem.image_size[1]) == regime
+    assert _regime.choose(1, channels, problem.size, problem.image_size[1]) == regime
+    assert _regime.choose_reduction(channels, problem.size, problem.image_size[1]) == regime
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def color_correct(img: Tensor, ref: Tensor, num_iters: int = 5, eps: float = 0.5
 
     Raises:
         TypeError: a dtype that is not floating.
-        ValueError: other shapes, or values that are not finite.
+        ValueError: other shapes, values or an ``eps`` that are not finite, or a negative ``num_iters``.
 
     Source: the metric of Barron et al., "Mip-NeRF 360", CVPR 2022, as gsplat's ``color_correct_quadratic`` and nerfstudio have it.
 

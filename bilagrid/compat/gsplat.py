@@ -129,8 +129,8 @@ def slice(bil_grids: BilateralGrid, xy: Tensor, rgb: Tensor, grid_idx: Tensor | 
             each pixel, the first of each row counts.
 
     Returns:
-        ``{"rgb": (..., 3), "rgb_affine_mats": (..., 3, 4)}``. The maps are computed when they are read; reading them after the optimizer's next step is an
-        error.
+        ``{"rgb": (..., 3), "rgb_affine_mats": (..., 3, 4)}``. The maps are computed when they are read, or at once within a transform of `torch.func`
+        or a compiled graph; reading them after the optimizer's next step is an error.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit.

@@ -180,7 +180,7 @@ def launch_gather(
     check(index, grid.shape[0])
     height, width = image_size
     outputs = channels // terms
-    fine = choose(channels, (depth, rows, columns), width) == "fine"
+    fine = choose(outputs, terms, (depth, rows, columns), width) == "fine"
     pixels = batch, height, width
     arguments.update(lattice_arguments(lattice, dtype), W=width, Gh=rows, Gw=columns, D=depth, ACC=triton_dtype(dtype))
     if fine and direct is not None and channels <= _FEW_CHANNELS:

@@ -120,8 +120,8 @@ def _interpolate_rows_kernel(
     """A program owns BLOCK quads of strip_rows rows of the table: table[n, i, x, d, o, k] = sum_y w_y(i) grid[n, o * TERMS + k, d, y, x].
 
     grid (N, OUTPUTS * TERMS, D, Gh, Gw), or where INDEXED a bank of M, of which image n has grid index[n], and NaN where there is none; table (N, rows,
-    columns, planes, OUTPUTS, 4 * QUADS) with columns COLUMN elements apart, zero where k >= TERMS. Rows are the image's. Columns and planes are Gw and D, but two where the grid has one, the
-    second like the first.
+    columns, planes, OUTPUTS, 4 * QUADS) with columns COLUMN elements apart, zero where k >= TERMS. Rows are the image's. Columns and planes are Gw and D, but
+    two where the grid has one, the second like the first.
     """
     n = widen(tl.program_id(2) + first_n, WIDE)
     first = (tl.program_id(1) + first_row) * strip_rows
@@ -262,7 +262,7 @@ def _table(
     gap: int = 0,
     **arguments: Any,
 ) -> torch.Tensor:
-    """A table of (rows, columns) of nodes for each image, made by ``kernel``; so many elements that no one reads follow each column."""
+    """A table of (rows, columns) of nodes for each image, made by ``kernel``; ``gap`` elements that no one reads follow each column."""
     depth = grid.shape[2]
     batch = grid.shape[0] if index is None else index.shape[0]
     rows, columns = size

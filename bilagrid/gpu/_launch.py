@@ -181,11 +181,6 @@ FP_FUSION = False
 LARGEST_BLOCK = 1024
 
 
-def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
-    """float64 if any tensor is float64, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     """The compute type's name in Triton."""
     return tl.float64 if dtype == torch.float64 else tl.float32

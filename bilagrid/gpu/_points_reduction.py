@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, launch, needs_int64, strides, triton_dtype
+from bilagrid.gpu._launch import RUNTIME, cdiv, launch, needs_int64, strides, triton_dtype
 from bilagrid.gpu._points import grid_of, launch_points, place_of, weights_along
 from bilagrid.gpu._regime import is_amd
+from bilagrid.ops._dtypes import compute_type
 
 # A point a lane, so that what a point shares among channels is computed once; a warp of AMD's may have 64 lanes. BLOCK changes the order of a sum, so it is
 # not tuned.
@@ -167,7 +168,7 @@ def reduce_points(
     """The adjoint of `slice_points` in its grids: (M, C, D, Gh, Gw) for ``size`` (M, D, Gh, Gw), float64 if ``values`` is, else float32."""
     grids, depth, rows, columns = size
     channels, count = values.shape[3], points.shape[0] * points.shape[1] * points.shape[2]
-    dtype = compute_dtype(values, points)
+    dtype = compute_type(values, points)
     cells = grids * math.prod(max(extent - 1, 1) for extent in size[1:])
     place = torch.empty((count,), dtype=torch.int64 if cells >= 2**31 else torch.int32, device=points.device)
     launch_points(
@@ -177,7 +178,7 @@ def reduce_points(
         index,
         grids,
         size[1:],
-        compute_dtype(points) if dtype == torch.float32 else dtype,
+        compute_type(points) if dtype == torch.float32 else dtype,
         (points, index, place),
         cells_ptr=place,
         wide=cells >= 2**31,
@@ -189,7 +190,7 @@ def reduce_points(
     parts = _parts(nodes, points.shape[1] * points.shape[2])
     out = torch.empty(
         (grids, channels, *size[1:]),
-        dtype=torch.float64 if values.dtype == torch.float64 else torch.float32,
+        dtype=compute_type(values),
         device=values.device,
     )
     partial = torch.empty((parts, *out.shape), dtype=dtype, device=values.device) if parts > 1 else out

@@ -16,7 +16,6 @@ from bilagrid.gpu._combine import COMBINE_CONFIGS, _combine_kernel
 from bilagrid.gpu._gaussian import taps
 from bilagrid.gpu._launch import (
     cdiv,
-    compute_dtype,
     constant,
     lattice_arguments,
     launch,
@@ -29,6 +28,7 @@ from bilagrid.gpu._reduce_columns import COLUMN_CONFIGS, _reduce_columns_kernel
 from bilagrid.gpu._reduce_nodes import NODE_CONFIGS, NODE_CONFIGS_WIDE, _reduce_nodes_kernel
 from bilagrid.gpu._regime import choose_reduction, is_wide, rounds_to_tf32, schedulers
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 
 # Channels and planes of the grid in a matrix product: more of either spills registers.
 _CHANNELS = 16
@@ -71,7 +71,7 @@ def reduce_products(
     batch, c_in, height, width = image.shape
     terms = c_in + int(ones)
     channels = out.shape[1]
-    dtype = compute_dtype(guide, image, grad)
+    dtype = compute_type(guide, image, grad)
     per_y, slack_y = _pixels_a_node(lattice.scale[1], height + lattice.origin[0])
     per_x, slack_x = _pixels_a_node(lattice.scale[2], width + lattice.origin[1])
     along_x = {"per_x": constant(per_x, dtype), "slack_x": slack_x}
@@ -162,7 +162,7 @@ def reduce_products(
 
 def holds_all_planes(guide: torch.Tensor, image: torch.Tensor, lattice: Lattice, out: torch.Tensor) -> bool:
     """Whether a program of `reduce_products` holds all planes of its nodes, so that it can blur along them."""
-    dtype, depth = compute_dtype(guide, image), lattice.size[0]
+    dtype, depth = compute_type(guide, image), lattice.size[0]
     return _is_fine(out.shape[1], lattice, image.shape[3], dtype) and depth <= _planes_of_node(depth, dtype)
 
 

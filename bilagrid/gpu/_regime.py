@@ -32,29 +32,34 @@ def state() -> tuple[object, ...]:
     return _regime, _architecture, _allows_tf32()
 
 
-# Channels beyond these have as many outputs more, or take a reduction as many passes more: their share of the work stays the same.
-_CHANNELS = 12
+# Terms beyond these have as many more values in the image, beside which their table is as small.
+_TERMS = 12
+
+# Channels that a reduction adds up at once.
+_CHANNELS = 16
 
 # Pixels that a cell is wide at least where a reduction is coarse: of narrower ones it spends as much where cells end as within.
 _CELL = 24
 
 
-def choose(channels: int, size: tuple[int, int, int], width: int) -> Regime:
-    """Of reading a grid: coarse where one row of it, interpolated in y, is at most twice as long as one row of the image, of 12 channels at most.
+def choose(outputs: int, terms: int, size: tuple[int, int, int], width: int) -> Regime:
+    """Of reading a grid of so many outputs of so many terms each: coarse where one row of it, interpolated in y, is at most twice as long as one row of the
+    image, terms counted up to 12.
 
     Then a table of such rows costs little beside the image.
     """
     depth, _, columns = size
-    return _regime or ("coarse" if columns * depth * min(channels, _CHANNELS) <= 2 * width else "fine")
+    return _regime or ("coarse" if columns * depth * outputs * min(terms, _TERMS) <= 2 * width else "fine")
 
 
 def choose_reduction(channels: int, size: tuple[int, int, int], width: int) -> Regime:
-    """Of adding up into a grid: coarse where its cells are wide, and their partial sums few beside the image.
+    """Of adding up into a grid: coarse where its cells are wide, and wider than it has planes for every 16 channels, or partial sums would be many beside
+    the image.
 
     The batch has no say: it must not change a sum's order.
     """
     depth, _, columns = size
-    coarse = columns * _CELL <= width and columns * depth * channels <= 16 * width
+    coarse = columns * max(_CELL, depth * -(-channels // _CHANNELS)) <= width
     return _regime or ("coarse" if coarse else "fine")
 
 

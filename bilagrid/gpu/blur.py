@@ -12,7 +12,8 @@ import triton.language as tl
 
 from bilagrid.gpu._gaussian import convolve, taps, tuple_of_taps
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, launch, needs_int64, strides, triton_dtype
+from bilagrid.gpu._launch import RUNTIME, cdiv, launch, needs_int64, strides, triton_dtype
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._memory import empty_grid_as
 
 # Nodes of a channel, at most, that one program blurs along all axes: its values stay in the cache of the program's multiprocessor.
@@ -276,7 +277,7 @@ def blur(grid: torch.Tensor, sigma: tuple[float, float, float]) -> torch.Tensor:
     launches = _launches(out, axes, sigma)
     source = grid
     for axis, march in launches:
-        target = out if axis == launches[-1][0] else empty_grid_as(grid, compute_dtype(grid))
+        target = out if axis == launches[-1][0] else empty_grid_as(grid, compute_type(grid))
         if march is None:
             _blur_axis(source, axis, sigma, target)
         else:
@@ -300,7 +301,7 @@ def _launches(
 def _blur_volumes(grid: torch.Tensor, sigma: tuple[float, float, float]) -> torch.Tensor:
     """All axes in one launch."""
     batch, channels, *size = grid.shape
-    dtype = compute_dtype(grid)
+    dtype = compute_type(grid)
     out = empty_grid_as(grid)
     scratch = grid.new_empty((batch * channels, 2, math.prod(size)), dtype=dtype)
     gaussians: dict[str, Any] = {}
@@ -329,7 +330,7 @@ def _blur_volumes(grid: torch.Tensor, sigma: tuple[float, float, float]) -> torc
 
 def _blur_pair(grid: torch.Tensor, axis: int, march: int, sigma: tuple[float, float, float], out: torch.Tensor) -> None:
     """Two axes of three, into ``out``."""
-    dtype = compute_dtype(grid)
+    dtype = compute_type(grid)
     nodes_m, step = grid.shape[2 + march], out.stride(2 + march)
     along_k, along_m = taps(sigma[axis], grid.shape[2 + axis], dtype), taps(sigma[march], nodes_m, dtype)
 
@@ -354,7 +355,7 @@ def _blur_pair(grid: torch.Tensor, axis: int, march: int, sigma: tuple[float, fl
 
 def _blur_axis(grid: torch.Tensor, axis: int, sigma: tuple[float, float, float], out: torch.Tensor) -> None:
     """One axis of three, into ``out``."""
-    dtype = compute_dtype(grid)
+    dtype = compute_type(grid)
     count, nodes = grid.numel(), grid.shape[2 + axis]
     places = _places(grid, axis, out)
     step = places["stride_out_k"]
@@ -389,6 +390,6 @@ def _places(grid: torch.Tensor, axis: int, out: torch.Tensor) -> dict[str, Any]:
         "stride_out_k": max(out.stride(2 + axis), 1),
         "nodes": grid.shape[2 + axis],
         "ALIKE": grid.stride() == out.stride(),
-        "ACC": triton_dtype(compute_dtype(grid)),
+        "ACC": triton_dtype(compute_type(grid)),
         "WIDE": needs_int64(grid, out),
     }

@@ -12,7 +12,6 @@ from bilagrid.gpu._geometry import widen
 from bilagrid.gpu._launch import (
     RUNTIME,
     cdiv,
-    compute_dtype,
     launch,
     launch_pixels,
     needs_int64,
@@ -20,7 +19,7 @@ from bilagrid.gpu._launch import (
     triton_dtype,
 )
 from bilagrid.gpu._pixels import pixel_tile
-from bilagrid.ops._dtypes import promoted
+from bilagrid.ops._dtypes import compute_type, promoted
 
 # Four pixels a thread share the loads of a knot; eight halve them once more.
 CURVES_CONFIGS = [
@@ -245,7 +244,7 @@ def curves(image: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         (batch, height, width),
         CURVES_CONFIGS,
         image,
-        **_given(image, parameters, compute_dtype(image, *parameters)),
+        **_given(image, parameters, compute_type(image, *parameters)),
         out_ptr=out,
         KNOTS=parameters[2].shape[1],
         WIDE=needs_int64(image, out),
@@ -256,7 +255,7 @@ def curves(image: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
 def curves_bwd(image: torch.Tensor, *rest: Any) -> list[torch.Tensor]:
     """The gradients of `curves` by its parameters, one after another in a vector, and where asked for by the image, which lies as the image does."""
     *parameters, grad_output, by_image = rest
-    dtype = compute_dtype(image, *parameters, grad_output)
+    dtype = compute_type(image, *parameters, grad_output)
     batch, channels, height, width = image.shape
     count = sum(parameter.numel() for parameter in parameters)
     configs = _bwd_configs(channels, dtype)

@@ -16,11 +16,12 @@ from bilagrid.gpu._gather import (
     table_value,
 )
 from bilagrid.gpu._geometry import constant, widen
-from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
+from bilagrid.gpu._launch import RUNTIME, needs_int64, strides
 from bilagrid.gpu._pixels import pixel_tile, split_quad, store_four
 from bilagrid.gpu._regime import is_amd, is_wide
 from bilagrid.gpu._slice_direct import _slice_bwd_guide_direct_kernel, _slice_direct_kernel
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. Longer blocks amortise the coordinates of a row over more pixels.
 PIXEL_CONFIGS = [
@@ -206,7 +207,7 @@ def _gather(
         lattice,
         guide.shape[1:],
         grid.shape[1],
-        compute_dtype(grid, guide),
+        compute_type(grid, guide),
         PIXEL_CONFIGS,
         index=index,
         wide=needs_int64(guide, out),
@@ -242,7 +243,7 @@ def slice_bwd_guide(
         lattice,
         guide.shape[1:],
         grid.shape[1],
-        compute_dtype(grid, guide, values),
+        compute_type(grid, guide, values),
         BWD_GUIDE_CONFIGS_RDNA if is_rdna else BWD_GUIDE_CONFIGS,
         index=index,
         wide=needs_int64(guide, values, out),

@@ -10,11 +10,12 @@ import triton.language as tl
 
 from bilagrid.gpu._gather import dot_quad, launch_gather, load_terms, table_corner, table_value
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._launch import RUNTIME, compute_dtype, needs_int64, strides
+from bilagrid.gpu._launch import RUNTIME, needs_int64, strides
 from bilagrid.gpu._pixels import load_guide, pixel_tile
 from bilagrid.gpu._reduction import reduce_products
 from bilagrid.gpu._slice_apply_bwd import BWD_PIXELS_CONFIGS, _slice_apply_bwd_pixels_kernel
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._memory import empty_as, empty_grid
 
 # A pixel a thread: few registers, so many warps hide the loads from L1. Two pixels a thread spend a seventh less on coordinates and addresses.
@@ -121,7 +122,7 @@ def slice_apply(
         lattice,
         image.shape[2:],
         terms,
-        compute_dtype(grid, guide, image),
+        compute_type(grid, guide, image),
         APPLY_CONFIGS,
         index=index,
         wide=needs_int64(guide, image, out),
@@ -152,7 +153,7 @@ def slice_apply_bwd_pixels(
         lattice,
         image.shape[2:],
         terms,
-        compute_dtype(grid, guide, image, grad_output),
+        compute_type(grid, guide, image, grad_output),
         BWD_PIXELS_CONFIGS,
         index=index,
         wide=needs_int64(guide, image, grad_output, grad_image, grad_guide),
@@ -177,7 +178,7 @@ def slice_apply_bwd_grid(
 ) -> torch.Tensor:
     """The gradient of `slice_apply` by the grid: (N, C, D, Gh, Gw), contiguous, float64 if any argument is, else float32."""
     channels = grad_output.shape[1] * (image.shape[1] + int(offset))
-    dtype = compute_dtype(guide, image, grad_output)
+    dtype = compute_type(guide, image, grad_output)
     grid = empty_grid(image, channels, lattice.size, dtype, interleaved=False)
     return reduce_products(guide, image, grad_output, lattice, grid, ones=offset)
 

@@ -9,9 +9,10 @@ import triton.language as tl
 from bilagrid.gpu._corners import plane
 from bilagrid.gpu._gather import join_quad
 from bilagrid.gpu._geometry import widen
-from bilagrid.gpu._launch import RUNTIME, compute_dtype, strides
+from bilagrid.gpu._launch import RUNTIME, strides
 from bilagrid.gpu._points import grid_of, launch_points, place_of, weights_along
 from bilagrid.gpu._points_reduction import reduce_points
+from bilagrid.ops._dtypes import compute_type
 
 
 @triton.jit
@@ -182,7 +183,7 @@ def _weigh(s00, s01, s10, s11, y0, y1, x0, x1):
 def slice_points(grid: torch.Tensor, points: torch.Tensor, index: torch.Tensor | None, derivative: int) -> torch.Tensor:
     """The grid of each point there, (N, H, W, C), contiguous, of the grid's dtype; weights differentiated by the coordinates of ``derivative``."""
     out = torch.empty((*points.shape[:3], grid.shape[1]), dtype=grid.dtype, device=grid.device)
-    dtype = compute_dtype(grid, points)
+    dtype = compute_type(grid, points)
     launch_points(
         _slice_points_kernel,
         grid,
@@ -213,7 +214,7 @@ def slice_points_bwd_points(
         index,
         grid.shape[0],
         grid.shape[2:],
-        compute_dtype(grid, points, values),
+        compute_type(grid, points, values),
         (grid, points, index, values, out),
         grid_ptr=grid,
         values_ptr=values,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from bilagrid.gpu._launch import compute_dtype
 from bilagrid.gpu._reduction import holds_all_planes, reduce_products
 from bilagrid.gpu.blur import blur
 from bilagrid.lattice import Lattice
+from bilagrid.ops._dtypes import compute_type
 from bilagrid.ops._memory import empty_grid
 
 
@@ -16,7 +16,7 @@ def splat(values: torch.Tensor, guide: torch.Tensor, lattice: Lattice, *, dz: bo
 
     (N, C, D, Gh, Gw), contiguous, float64 if ``values`` is, else float32.
     """
-    grid = empty_grid(values, values.shape[1], lattice.size, compute_dtype(values), interleaved=False)
+    grid = empty_grid(values, values.shape[1], lattice.size, compute_type(values), interleaved=False)
     return reduce_products(guide, values, None, lattice, grid, dz=dz)
 
 
@@ -27,7 +27,7 @@ def splat_blurred(
 
     (N, C + 1, D, Gh, Gw), interleaved, float64 if ``values`` is, else float32.
     """
-    grid = empty_grid(values, values.shape[1] + 1, lattice.size, compute_dtype(values), interleaved=True)
+    grid = empty_grid(values, values.shape[1] + 1, lattice.size, compute_type(values), interleaved=True)
     whole = holds_all_planes(guide, values, lattice, grid)
     reduce_products(guide, values, None, lattice, grid, ones=True, sigma_z=sigma[0] if whole else 0.0)
     left = (0.0, sigma[1], sigma[2]) if whole else sigma

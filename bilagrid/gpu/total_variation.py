@@ -11,7 +11,8 @@ import triton.language as tl
 from bilagrid.gpu._geometry import constant as constant_of
 from bilagrid.gpu._geometry import widen
 from bilagrid.gpu._index import bank_arguments, check, in_range
-from bilagrid.gpu._launch import RUNTIME, cdiv, compute_dtype, constant, launch, needs_int64, strides, triton_dtype
+from bilagrid.gpu._launch import RUNTIME, cdiv, constant, launch, needs_int64, strides, triton_dtype
+from bilagrid.ops._dtypes import compute_type
 
 # BLOCK and the number of programs change the order of the sum, so they are not tuned.
 SUM_CONFIGS = [triton.Config({"BLOCK": 512}, num_warps=4)]
@@ -187,7 +188,7 @@ def total_variation(grid: torch.Tensor, index: torch.Tensor | None = None) -> to
         return torch.zeros((), dtype=grid.dtype, device=grid.device)
     check(index, grid.shape[0])
     out = torch.empty((), dtype=grid.dtype, device=grid.device)
-    dtype = compute_dtype(grid)
+    dtype = compute_type(grid)
     programs = min(cdiv(count, SUM_CONFIGS[0].kwargs["BLOCK"]), _PROGRAMS)
     partial = torch.empty((3, programs), dtype=dtype, device=grid.device)
     _, channels, depth, rows, columns = grid.shape
@@ -229,7 +230,7 @@ def total_variation_bwd(grid: torch.Tensor, index: torch.Tensor | None = None) -
     if count == 0:
         return out
     check(index, grid.shape[0])
-    dtype = compute_dtype(grid)
+    dtype = compute_type(grid)
     _, channels, depth, rows, columns = grid.shape
     launch(
         _total_variation_bwd_kernel,
