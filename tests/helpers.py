@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,6 +38,14 @@ def assert_near(actual: Tensor, expected: np.ndarray | Tensor, dtype: torch.dtyp
     finite = np.abs(expected[np.isfinite(expected)])
     scale = max(1.0, finite.max()) if finite.size else 1.0
     np.testing.assert_allclose(found, expected, rtol=0, atol=scale * TOLERANCE[dtype or actual.dtype])
+
+
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+def uniform(*shape: int) -> Tensor:
+    """The same numbers between 0 and 1 at every call."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def numpy64(tensor: Tensor) -> np.ndarray:

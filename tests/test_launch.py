@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
@@ -35,9 +31,7 @@ from bilagrid.gpu import (
 from bilagrid.lattice import Lattice
 from bilagrid.ops import _backend
 from perf.uses import USES as USES_OF_PERF
-from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem
-
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+from tests.helpers import COARSE, COARSE_TILES, FINE_BLOCKS, Problem, interpreted, uniform
 
 
 def meta(*shape: int, stride: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -76,7 +70,7 @@ def test_large_images_are_addressed_with_int64() -> None:
     assert wide >= {"_slice_apply_kernel", "_reduce_columns_kernel"}
 
 
-def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_image() -> None:
+def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_theuniform() -> None:
     assert _regime.choose(3, 4, (8, 16, 16), 768) == "coarse"
     assert _regime.choose(3, 4, (8, 16, 16), 767) == "fine"
     assert _regime.choose(1, 64, (8, 16, 16), 768) == "coarse"
@@ -87,10 +81,10 @@ def test_the_regime_changes_where_a_row_of_the_grid_outgrows_two_rows_of_the_ima
 
 
 def test_reductions_are_coarse_where_cells_are_wide_and_partial_sums_few() -> None:
-    assert _regime.choose_reduction(12, (8, 16, 16), 384) == "coarse"
-    assert _regime.choose_reduction(12, (8, 16, 16), 383) == "fine"
-    assert _regime.choose_reduction(64, (16, 16, 16), 1024) == "coarse"
-    assert _regime.choose_reduction(64, (16, 16, 16), 1023) == "fine"
+    assert _regime.choose_reduction(1, (8, 16, 16), 384) == "coarse"
+    assert _regime.choose_reduction(1, (8, 16, 16), 383) == "fine"
+    assert _regime.choose_reduction(4, (16, 16, 16), 1024) == "coarse"
+    assert _regime.choose_reduction(4, (16, 16, 16), 1023) == "fine"
     with _regime.override(regime="fine"):
         assert _regime.choose_reduction(1, (1, 1, 1), 4096) == "fine"
 
@@ -102,7 +96,7 @@ def test_reductions_are_coarse_where_cells_are_wide_and_partial_sums_few() -> No
 )
 def test_the_examples_take_the_way_they_are_named_for(problem: Problem, regime: str, channels: int) -> None:
     assert _regime.choose(1, channels, problem.size, problem.image_size[1]) == regime
-    assert _regime.choose_reduction(channels, problem.size, problem.image_size[1]) == regime
+    assert _regime.choose_reduction(-(-channels // 16), problem.size, problem.image_size[1]) == regime
 
 
 @pytest.mark.parametrize(
@@ -113,28 +107,6 @@ def test_fine_grids_of_few_channels_are_read_as_they_lie(channels: int, kernels:
     with _launch.record() as launches:
         slice.slice(meta(1, channels, *lattice.size), meta(1, 1080, 1920), lattice)
     assert [launch.kernel.__name__ for launch in launches] == kernels
-
-
-@given(
-    kind=st.sampled_from(["cell_centered", "half_pixel", "corner_aligned"]),
-    nodes=st.integers(1, 3000000),
-    pixels=st.integers(1, 20000000),
-    data=st.data(),
-)
-def test_the_nodes_of_a_table_are_those_that_its_pixels_read(
-    kind: str, nodes: int, pixels: int, data: st.DataObject
-) -> None:
-    """In the kernels' float32, at the ends of a tile; and few more than these."""
-    origin = data.draw(st.integers(0, pixels - 1), "origin")
-    count = data.draw(st.integers(1, pixels - origin), "count")
-    lattice = getattr(Lattice, kind)((1, 1, nodes), (1, pixels))
-    scale, anchor = np.float32(lattice.scale[2]), np.float32(lattice.anchor[2])
-    ends = np.array([origin, origin + count - 1], np.float32) * scale + anchor
-    lower, upper = np.minimum(np.floor(np.clip(ends, 0, nodes - 1)), max(nodes - 2, 0))
-    first, many = _grid_table._nodes(origin, count, lattice.scale[2], lattice.anchor[2], nodes)
-    assert 0 <= first <= lower
-    assert upper + 2 <= first + many <= max(nodes, 2)
-    assert many <= count * scale + 8 + nodes // 2**19
 
 
 @pytest.mark.parametrize(("size", "free"), [((8, 16, 16), set()), ((16, 135, 240), {"strip_rows"})])
@@ -230,15 +202,11 @@ def test_tf32_follows_the_older_setting() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def _image(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-
 # Rows of more pixels and of more nodes than the shortest block has.
 LATTICE = Lattice.cell_centered((3, 2, 40), (2, 140))
-AFFINE = (_image(1, 12, 3, 2, 40), _image(1, 2, 140), _image(1, 3, 2, 140))
-CURVES = tuple(_image(*shape) for shape in ((2, 3), (2,), (2, 4), (2, 4), (2,), ()))
-POINTS = 3 * _image(1, 2, 150, 3)
+AFFINE = (uniform(1, 12, 3, 2, 40), uniform(1, 2, 140), uniform(1, 3, 2, 140))
+CURVES = tuple(uniform(*shape) for shape in ((2, 3), (2,), (2, 4), (2, 4), (2,), ()))
+POINTS = 3 * uniform(1, 2, 150, 3)
 USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice coarse": (slice.PIXEL_CONFIGS, "coarse", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
     "slice fine": (slice.PIXEL_CONFIGS, "fine", lambda: slice.slice(AFFINE[0], AFFINE[1], LATTICE)),
@@ -269,11 +237,11 @@ USES: dict[str, tuple[list, str, Callable[[], torch.Tensor]]] = {
     "slice_points gradient": (
         _points.POINT_CONFIGS,
         "fine",
-        lambda: slice_points.slice_points_bwd_points(AFFINE[0], POINTS, None, _image(1, 2, 150, 12), 0),
+        lambda: slice_points.slice_points_bwd_points(AFFINE[0], POINTS, None, uniform(1, 2, 150, 12), 0),
     ),
-    "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
-    "blur of a pair": (blur.PAIR_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 70, 3, 70), (1.0, 0.5, 0.0))),
-    "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(_image(1, 1, 2, 30, 70), (0.0, 3.0, 1.0))),
+    "blur": (blur.VOLUME_CONFIGS, "fine", lambda: blur.blur(uniform(1, 1, 2, 10, 70), (1.0, 0.5, 1.0))),
+    "blur of a pair": (blur.PAIR_CONFIGS, "fine", lambda: blur.blur(uniform(1, 1, 70, 3, 70), (1.0, 0.5, 0.0))),
+    "blur by axes": (blur.AXIS_CONFIGS, "fine", lambda: blur.blur(uniform(1, 1, 2, 30, 70), (0.0, 3.0, 1.0))),
     "total_variation gradient": (
         total_variation.GRADIENT_CONFIGS,
         "fine",
@@ -344,7 +312,7 @@ def test_every_configuration_gives_the_same_bits(use: str) -> None:
 def test_the_fine_reduction_gives_the_same_bits_whatever_the_strip(monkeypatch: pytest.MonkeyPatch) -> None:
     """70 nodes a row, so that lanes of several programs meet; strips of one row, of some, and of all."""
     lattice = Lattice.half_pixel((3, 7, 70), (15, 140))
-    values, guide = _image(2, 2, 15, 140), _image(2, 15, 140)
+    values, guide = uniform(2, 2, 15, 140), uniform(2, 15, 140)
     found = []
     for rows in (1, 3, 32):
         monkeypatch.setattr(_reduction, "_rows_of_nodes", lambda *_, rows=rows: rows)
@@ -374,62 +342,6 @@ def test_strips_of_a_tall_image_are_found_at_once() -> None:
 
 
 @interpreted
-def test_the_row_table_is_the_same_whatever_the_strip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strips within a cell and strips of many; planes and columns that fill no warp, terms that fill no quad."""
-    lattice = Lattice.cell_centered((3, 7, 6), (37, 50))
-    grid = _image(2, 25, 3, 7, 6)
-    found = []
-    for rows in (1, 5, 32):
-        monkeypatch.setattr(_grid_table, "_STRIP_ROWS", (rows, rows))
-        found.append(_grid_table.row_table(grid, lattice, 37, 5, 5, torch.float32, None))
-    y = (torch.arange(37) * lattice.scale[1] + lattice.offset[1]).clamp(0, 6)
-    tent = (1 - (y[:, None] - torch.arange(7)).abs()).clamp(min=0)
-    wanted = torch.einsum("iy,nokdyx->nixdok", tent, grid.unflatten(1, (5, 5)))
-    torch.testing.assert_close(found[0], torch.nn.functional.pad(wanted, (0, 3)))
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
-
-
-@interpreted
-@pytest.mark.parametrize(
-    ("size", "origin", "rows", "columns"),
-    [
-        ((3, 17, 18), (0, 0), (0, 17), (0, 18)),
-        ((3, 17, 18), (8, 6), (1, 15), (1, 11)),
-        ((1, 1, 1), (0, 0), (0, 1), (0, 1)),
-    ],
-    ids=["whole", "tile", "one node"],
-)
-def test_the_node_table_holds_what_the_image_reads(
-    size: tuple[int, int, int], origin: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
-) -> None:
-    """The grids of an index, bit for bit, with what is not finite; planes and columns that fill no warp, terms that fill no quad."""
-    lattice = Lattice.half_pixel(size, (48, 54)).crop(*origin)
-    bank = _image(3, 10, *size).half()
-    bank[1, 3, 0, 0, 0], bank[1, 4, 0, 0, 0] = float("inf"), float("nan")
-    height, width = (48, 54) if origin == (0, 0) else (30, 20)
-    index = torch.tensor([1, 3, 0])
-    table, top, left = _grid_table.node_table(bank, lattice, (height, width), 2, 5, torch.float32, index)
-    assert (top, left) == (rows[0], columns[0])
-    chosen = bank[[1, 0, 0], :, :, rows[0] : rows[1], columns[0] : columns[1]].float()
-    wanted = torch.nn.functional.pad(chosen.unflatten(1, (2, 5)).permute(0, 4, 5, 3, 1, 2), (0, 3))
-    wanted[1] = float("nan")
-    twice = [max(extent, 2) for extent in wanted.shape[1:4]]
-    torch.testing.assert_close(table, wanted.expand(3, *twice, 2, 8), rtol=0, atol=0, equal_nan=True)
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("depth", [1, 4, 8, 16])
-def test_columns_of_the_node_table_start_in_different_banks(depth: int, dtype: torch.dtype) -> None:
-    lattice = Lattice.cell_centered((depth, 3, 4), (24, 32))
-    grid = _image(1, 12, *lattice.size)
-    table, _top, _left = _grid_table.node_table(grid, lattice, (24, 32), 3, 4, dtype, None)
-    assert table.stride(2) * dtype.itemsize % 128
-    assert table.stride(2) - table[0, 0, 0].numel() in (0, 4)
-
-
-@interpreted
 def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> list[torch.Tensor]:
         results = []
@@ -452,8 +364,8 @@ def test_wide_addressing_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
         results.append(slice_points.slice_points(AFFINE[0].expand(2, -1, -1, -1, -1), POINTS, index, 0))
         results.append(slice_points.slice_points_bwd_grid(POINTS, POINTS, index, [2, 1, 1, 2], 0))
         results.append(blur.blur(AFFINE[0], (1.0, 0.0, 1.0)))
-        results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
-        results.append(blur.blur(_image(1, 1, 2, 30, 70), (0.0, 3.0, 1.0)))
+        results.append(blur.blur(uniform(1, 1, 2, 30, 70), (0.5, 1.0, 0.0)))
+        results.append(blur.blur(uniform(1, 1, 2, 30, 70), (0.0, 3.0, 1.0)))
         return results
 
     narrow = run()

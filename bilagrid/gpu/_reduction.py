@@ -167,7 +167,7 @@ def holds_all_planes(guide: torch.Tensor, image: torch.Tensor, lattice: Lattice,
 
 
 def _is_fine(channels: int, lattice: Lattice, width: int, dtype: torch.dtype) -> bool:
-    return dtype == torch.float64 or choose_reduction(channels, lattice.size, width) == "fine"
+    return dtype == torch.float64 or choose_reduction(cdiv(channels, _CHANNELS), lattice.size, width) == "fine"
 
 
 def _planes_of_node(depth: int, dtype: torch.dtype) -> int:

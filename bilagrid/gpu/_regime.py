@@ -35,9 +35,6 @@ def state() -> tuple[object, ...]:
 # Terms beyond these have as many more values in the image, beside which their table is as small.
 _TERMS = 12
 
-# Channels that a reduction adds up at once.
-_CHANNELS = 16
-
 # Pixels that a cell is wide at least where a reduction is coarse: of narrower ones it spends as much where cells end as within.
 _CELL = 24
 
@@ -52,14 +49,14 @@ def choose(outputs: int, terms: int, size: tuple[int, int, int], width: int) -> 
     return _regime or ("coarse" if columns * depth * outputs * min(terms, _TERMS) <= 2 * width else "fine")
 
 
-def choose_reduction(channels: int, size: tuple[int, int, int], width: int) -> Regime:
-    """Of adding up into a grid: coarse where its cells are wide, and wider than it has planes for every 16 channels, or partial sums would be many beside
-    the image.
+def choose_reduction(passes: int, size: tuple[int, int, int], width: int) -> Regime:
+    """Of adding up into a grid in so many passes over its channels: coarse where its cells are wide, and wider than it has planes in all passes, or partial
+    sums would be many beside the image.
 
     The batch has no say: it must not change a sum's order.
     """
     depth, _, columns = size
-    coarse = columns * max(_CELL, depth * -(-channels // _CHANNELS)) <= width
+    coarse = columns * max(_CELL, depth * passes) <= width
     return _regime or ("coarse" if coarse else "fine")
 
 
